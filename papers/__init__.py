@@ -1,0 +1,1 @@
+"""One folder per paper; papers import shared, never each other."""

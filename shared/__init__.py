@@ -1,0 +1,1 @@
+"""What the papers share: files, figures, claims and the stages of an experiment."""

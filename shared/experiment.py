@@ -1,0 +1,65 @@
+"""The mould of every experiment: configuration, train, evaluate, draw.
+
+Each experiment is a module of its paper that ends with `EXPERIMENT = Experiment(...)`;
+`shared.stages` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+Arrays = dict[str, np.ndarray]
+
+
+class Config(BaseModel):
+    """Parameters of an experiment: frozen, and a misspelt name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training function is given besides its parameters."""
+
+    seed: int
+    device: str
+    inputs: Mapping[str, Arrays] = field(default_factory=dict)
+    """Arrays of the experiments that this one `needs`, by name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics (numbers, or lists of them) and, for each figure, the numbers that it plots."""
+
+    metrics: Mapping[str, Any]
+    figures: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a paper: how to draw it from the numbers that it plots, and its words."""
+
+    name: str
+    title: str
+    caption: str
+    original: str
+    draw: Callable[[Mapping[str, Any]], Canvas]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The recipe of one figure or one family of figures."""
+
+    config: type[Config]
+    train: Callable[[Any, Run], Mapping[str, np.ndarray]]
+    evaluate: Callable[[Any, Arrays], Evaluation]
+    figures: tuple[Figure, ...]
+    needs: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Figures: style, saving with provenance, citing, the gallery."""

@@ -1,0 +1,285 @@
+"""The stages of a paper, and their command line.
+
+A paper is a package whose `__main__.py` calls `run_paper`. Its stages are
+
+- `train`: one experiment, the expensive part. Writes its arrays and a record of the run.
+- `evaluate`: all experiments, numpy only. Writes metrics, and the numbers that the figures plot,
+  rounded, so that the noise of another machine stops here.
+- `draw`: all figures, from the rounded numbers alone.
+
+Every file is replaced only when it is complete, so a stage that fails or is killed leaves the
+results of the last one.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from pydantic import ValidationError
+
+from shared.errors import Diverged, UserError
+from shared.experiment import Arrays, Config, Experiment, Run
+from shared.files import ROOT, read_json, read_npz, write_json, write_npz
+from shared.provenance import file_hash, processor, run_record
+
+RUN = "run"  # the name under which a run's record travels inside its npz
+
+ProfileOption = Annotated[str, typer.Option("--profile", help="A block of params.yaml.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Base seed of everything random.")]
+IntoOption = Annotated[
+    Path,
+    typer.Option("--into", help="Folder for artifacts/ and results/ instead of the checkout."),
+]
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Turn arrays into lists and floats to `digits` significant digits; below 1e-13 is zero."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return rounded(value.tolist(), digits)
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            return None
+        return 0.0 if abs(value) < 1e-13 else float(f"{value:.{digits}g}")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's experiments, and where a profile's files are, under `root`."""
+
+    name: str
+    experiments: tuple[str, ...]
+    root: Path = ROOT
+
+    def experiment(self, name: str) -> Experiment:
+        """Import an experiment. Raises UserError for a name that the paper does not have."""
+        if name not in self.experiments:
+            raise UserError(f"no experiment {name!r}; there are: {', '.join(self.experiments)}")
+        loaded: Experiment = importlib.import_module(f"papers.{self.name}.{name}").EXPERIMENT
+        return loaded
+
+    def params(self) -> dict[str, Any]:
+        """Read the paper's params.yaml, always that of the checkout."""
+        content: dict[str, Any] = yaml.safe_load(
+            (ROOT / "papers" / self.name / "params.yaml").read_text(encoding="utf-8")
+        )
+        return content
+
+    def block(self, profile: str, name: str) -> dict[str, Any]:
+        """Return an experiment's parameters in a profile, unchecked."""
+        params = self.params()
+        profiles = [key for key, value in params.items() if isinstance(value, dict)]
+        if profile not in profiles:
+            raise UserError(f"no profile {profile!r}; there are: {', '.join(profiles)}")
+        return dict(params[profile].get(name) or {})
+
+    def config(self, profile: str, name: str) -> Config:
+        """Return an experiment's checked parameters. Raises UserError naming the bad one."""
+        try:
+            return self.experiment(name).config(**self.block(profile, name))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in (profile, name, *first["loc"]))
+            raise UserError(
+                f"papers/{self.name}/params.yaml: {where}: {first['msg'].lower()}"
+            ) from None
+
+    def arrays_path(self, profile: str, name: str) -> Path:
+        """Return where an experiment's arrays are kept."""
+        return self.root / "artifacts" / self.name / profile / f"{name}.npz"
+
+    def plots_path(self, profile: str) -> Path:
+        """Return where the numbers that the figures plot are kept."""
+        return self.root / "artifacts" / self.name / profile / "plots.json"
+
+    def results(self, profile: str) -> Path:
+        """Return the folder of a profile's metrics, provenance and figures."""
+        return self.root / "results" / self.name / profile
+
+    def arrays(self, profile: str, name: str) -> Arrays:
+        """Read an experiment's arrays. Raises UserError when it has not been trained."""
+        path = self.arrays_path(profile, name)
+        if not path.exists():
+            raise UserError(
+                f"{name} has not been trained in profile {profile}: run its train stage"
+            )
+        return read_npz(path)
+
+
+def pick_device() -> str:
+    """Return "cuda" where PyTorch sees a GPU, else "cpu"."""
+    import torch  # not at the top: evaluate and draw do without it
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """Return the name of the hardware behind a device."""
+    if device == "cpu":
+        return processor()
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def train(paper: Paper, name: str, profile: str, seed: int) -> None:
+    """Train one experiment and store its arrays with the record of the run."""
+    experiment, config = paper.experiment(name), paper.config(profile, name)
+    device = pick_device()
+    inputs = {needed: paper.arrays(profile, needed) for needed in experiment.needs}
+    start = time.monotonic()
+    arrays = dict(experiment.train(config, Run(seed, device, inputs)))
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and np.isinf(array).any():
+            raise Diverged(f"{name}: {key} holds infinite values")
+    record = run_record(
+        params=config.model_dump(mode="json"),
+        seed=seed,
+        device=device_name(device),
+        wall_seconds=time.monotonic() - start,
+    )
+    arrays[RUN] = np.array(json.dumps(record))
+    write_npz(paper.arrays_path(profile, name), arrays)
+
+
+def evaluate(paper: Paper, profile: str) -> None:
+    """Write metrics.json, provenance.json and the plotted numbers of all experiments."""
+    metrics, plots, records = {}, {}, {}
+    for name in paper.experiments:
+        arrays = paper.arrays(profile, name)
+        record = json.loads(str(arrays.pop(RUN)))
+        evaluation = paper.experiment(name).evaluate(paper.config(profile, name), arrays)
+        metrics[name] = rounded(evaluation.metrics)
+        plots.update(rounded(evaluation.figures))
+        records[name] = {**record, "inputs": file_hash(paper.arrays_path(profile, name))}
+    write_json(paper.plots_path(profile), plots)
+    write_json(paper.results(profile) / "metrics.json", metrics)
+    write_json(paper.results(profile) / "provenance.json", records)
+
+
+def draw(paper: Paper, profile: str) -> None:
+    """Draw every figure from the plotted numbers; remove figures that no experiment draws."""
+    from shared.figures.save import save
+    from shared.figures.style import use_style
+
+    plots = read_json(paper.plots_path(profile))
+    records = read_json(paper.results(profile) / "provenance.json")
+    folder = paper.results(profile) / "figures"
+    drawn = set()
+    with use_style():
+        for name in paper.experiments:
+            record = {"paper": paper.name, "profile": profile, "experiment": name, **records[name]}
+            for figure in paper.experiment(name).figures:
+                save(
+                    figure.draw(plots[figure.name]),
+                    figure.name,
+                    plots[figure.name],
+                    directory=folder,
+                    title=figure.title,
+                    caption=figure.caption,
+                    original=figure.original,
+                    record=record,
+                )
+                drawn.add(figure.name)
+    for path in folder.iterdir():
+        if path.stem not in drawn:
+            path.unlink()
+
+
+def _guard(action: Callable[[], None]) -> None:
+    """Run a stage; turn what can go wrong into one line and an exit code."""
+    kept = "earlier results are as they were; run the same command again"
+    try:
+        action()
+    except UserError as error:
+        sys.exit(_say(str(error), 2))
+    except Diverged as error:
+        sys.exit(_say(f"training diverged: {error}; {kept} with other parameters", 1))
+    except KeyboardInterrupt:
+        sys.exit(_say(f"interrupted; {kept} to finish", 130))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(_say(f"the disk is full; {kept} once there is room", 1))
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _clear_partial_files(folders: Iterable[Path]) -> None:
+    """Remove what a killed run left of files that it had not finished writing."""
+    for folder in folders:
+        for path in folder.glob("**/.partial-*"):
+            path.unlink()
+
+
+def run_paper(name: str, experiments: tuple[str, ...]) -> None:
+    """The command line of a paper: `python -m papers.<name> train|evaluate|draw|all`."""
+    app = typer.Typer(
+        help=f"The stages of papers/{name}; `dvc repro papers/{name}/dvc.yaml` runs them in order.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+
+    def paper(root: Path, profile: str) -> Paper:
+        found = Paper(name, experiments, root.resolve())
+        _clear_partial_files(
+            [found.arrays_path(profile, "").parent, found.results(profile)],
+        )
+        return found
+
+    @app.command("train")
+    def train_command(
+        experiment: str,
+        profile: ProfileOption = "embedded",
+        seed: SeedOption = 0,
+        into: IntoOption = ROOT,
+    ) -> None:
+        """Train one experiment."""
+        _guard(lambda: train(paper(into, profile), experiment, profile, seed))
+
+    @app.command("evaluate")
+    def evaluate_command(profile: ProfileOption = "embedded", into: IntoOption = ROOT) -> None:
+        """Turn the arrays of all experiments into metrics and plotted numbers."""
+        _guard(lambda: evaluate(paper(into, profile), profile))
+
+    @app.command("draw")
+    def draw_command(profile: ProfileOption = "embedded", into: IntoOption = ROOT) -> None:
+        """Draw all figures from the plotted numbers."""
+        _guard(lambda: draw(paper(into, profile), profile))
+
+    @app.command("all")
+    def all_command(
+        profile: ProfileOption = "embedded", seed: SeedOption = 0, into: IntoOption = ROOT
+    ) -> None:
+        """Run all stages without DVC, for instance with another seed into another folder."""
+
+        def everything() -> None:
+            target = paper(into, profile)
+            for experiment in experiments:
+                print(experiment, file=sys.stderr, flush=True)
+                train(target, experiment, profile, seed)
+            evaluate(target, profile)
+            draw(target, profile)
+
+        _guard(everything)
+
+    app(prog_name=f"python -m papers.{name}")

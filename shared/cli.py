@@ -45,7 +45,7 @@ app = typer.Typer(
 
 Papers = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PAPER]...", help="Folders of papers/; all of them if none is named."),
+    typer.Argument(metavar="PAPER", help="Folders of papers/; all of them if none is named."),
 ]
 Profile = Annotated[
     str | None, typer.Option(metavar="NAME", help="A profile of params.yaml, else its default.")
@@ -54,7 +54,7 @@ Profile = Annotated[
 
 def _console() -> Console:
     # Into a file or a log, 80 columns would cut names to pieces.
-    width = None if sys.stdout.isatty() else 140
+    width = None if sys.stdout.isatty() else 160
     return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
@@ -141,7 +141,7 @@ def cite(
     """Print BibTeX for the original paper and for the regenerated figure."""
     from shared.figures import cite as citing
 
-    typer.echo(citing.cite(figure, profile, ROOT))
+    typer.echo(citing.cite(figure, profile, ROOT).rstrip("\n"))
 
 
 @app.command(epilog="Example: sae gallery")

@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -268,13 +268,19 @@ def run_paper(name: str, experiments: tuple[str, ...]) -> None:
 
     @app.command("all")
     def all_command(
-        profile: ProfileOption = "embedded", seed: SeedOption = 0, into: IntoOption = ROOT
+        only: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT]...")] = None,
+        profile: ProfileOption = "embedded",
+        seed: SeedOption = 0,
+        into: IntoOption = ROOT,
     ) -> None:
-        """Run all stages without DVC, for instance with another seed into another folder."""
+        """Run all stages without DVC, of all experiments or some, for instance with another seed.
+
+        Use --into with a folder of its own when running some: metrics and figures hold only those.
+        """
 
         def everything() -> None:
-            target = paper(into, profile)
-            for experiment in experiments:
+            target = replace(paper(into, profile), experiments=tuple(only or experiments))
+            for experiment in target.experiments:
                 print(experiment, file=sys.stderr, flush=True)
                 train(target, experiment, profile, seed)
             evaluate(target, profile)

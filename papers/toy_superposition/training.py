@@ -154,10 +154,11 @@ def _train_slice(
             observe(step, models)
         gradients = models.gradients(inputs.sample(stream))
         optimizer.step([gradient for gradient in gradients if gradient is not None])
-        if step % CHECK_EVERY == 0 or step == recipe.steps - 1:
+        done = step + 1
+        if done % CHECK_EVERY == 0 or done == recipe.steps:
             if not all(bool(tensor.isfinite().all()) for tensor in models.parameters):
-                raise Diverged(f"{label}: weights are not finite at step {step}")
-            advance(min(CHECK_EVERY, recipe.steps - step))
+                raise Diverged(f"{label}: weights are not finite after {done} steps")
+            advance((done - 1) % CHECK_EVERY + 1)
     if observe is not None:
         observe(recipe.steps, models)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -55,7 +56,7 @@ def summary(verdicts: Iterable[Verdict]) -> str:
     why = (
         "known gaps"
         if gaps == len(excused)
-        else f"{gaps} known gaps, {len(excused) - gaps} recalled"
+        else f"known gaps: {gaps}, recalled: {len(excused) - gaps}"
     )
     return (
         f"{counts['reproduced']} reproduced, {counts['not_reproduced']} not reproduced ({why}), "
@@ -73,9 +74,10 @@ def terminal(verdicts: Sequence[Verdict]) -> RenderableType:
     """One table per paper for a rich console, each with its notes and a line of counts."""
     parts: list[RenderableType] = []
     for paper, profile, group in _by_run(verdicts):
-        table = Table(title=f"{paper} ({profile})", title_justify="left", title_style="bold")
-        for column in ("claim", "figure", "source", "expected", "measured", "verdict"):
+        table = Table(title=f"{paper} ({profile})", title_justify="left", box=SIMPLE_HEAD)
+        for column in ("claim", "figure", "source", "expected", "measured"):
             table.add_column(column, overflow="fold")
+        table.add_column("verdict", no_wrap=True)
         for verdict in group:
             regression = " (regression)" if verdict.role == "regression" else ""
             # Text, since in a string rich takes square brackets for markup.

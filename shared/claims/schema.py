@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -130,7 +130,7 @@ class Near(_Model):
     rel: Tolerance | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> Near:
         if (self.abs is None) == (self.rel is None):
             raise ValueError("`value` needs exactly one of `abs` and `rel`")
         tolerance = self.tolerance
@@ -163,7 +163,7 @@ class Range(_Model):
     max: Finite | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> Range:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError("`min` is greater than `max`")
         if self.min is None and self.max is None:
@@ -192,7 +192,7 @@ class Ordering(_Model):
     confidence: Annotated[Finite, Field(gt=0.5, lt=1)] | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> Ordering:
         if (self.above is None) == (self.below is None):
             raise ValueError("needs exactly one of `above` and `below`")
         return self

@@ -74,7 +74,9 @@ def terminal(verdicts: Sequence[Verdict]) -> RenderableType:
     """One table per paper for a rich console, each with its notes and a line of counts."""
     parts: list[RenderableType] = []
     for paper, profile, group in _by_run(verdicts):
-        table = Table(title=f"{paper} ({profile})", title_justify="left", box=SIMPLE_HEAD)
+        table = Table(
+            title=f"{paper} ({profile})", title_justify="left", title_style="bold", box=SIMPLE_HEAD
+        )
         for column in ("claim", "figure", "source", "expected", "measured"):
             table.add_column(column, overflow="fold")
         table.add_column("verdict", no_wrap=True)

@@ -13,6 +13,7 @@ import jinja2
 
 from shared.claims.checker import Verdict, check_paper
 from shared.claims.schema import load_claims, resolve_profile, values_text
+from shared.errors import UserError
 from shared.figures.cite import Publication, cite, publication
 from shared.files import ROOT, read_json, write_text
 
@@ -141,6 +142,8 @@ def _card(path: Path, root: Path, verdicts: Sequence[Verdict]) -> Card:
 
 def _png_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the header that every PNG starts with."""
+    if not path.exists():
+        raise UserError(f"{path} is missing, though its numbers are there: draw the figures again")
     with path.open("rb") as file:
         width, height = struct.unpack(">II", file.read(24)[16:])
     return width, height
@@ -148,5 +151,5 @@ def _png_size(path: Path) -> tuple[int, int]:
 
 def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many verdicts there are of each status, none left out."""
-    found = Counter(verdict.status for verdict in verdicts)
+    found: Counter[str] = Counter(verdict.status for verdict in verdicts)
     return {status: found[status] for status in STATUSES}

@@ -39,17 +39,17 @@ def save(
     `original` are plain text. The same inputs give the same bytes: no dates, versions or random
     identifiers beyond what `record` holds.
     """
-    provenance = plain(record)
-    document = {
-        "name": name,
-        "title": title,
-        "caption": caption,
-        "original": original,
-        "provenance": provenance,
-        "data": plain(data),
-    }
-    embedded = json.dumps(provenance)
     try:
+        provenance = plain(record)
+        document = {
+            "name": name,
+            "title": title,
+            "caption": caption,
+            "original": original,
+            "provenance": provenance,
+            "data": plain(data),
+        }
+        embedded = json.dumps(provenance)
         with use_style(), ExitStack() as moves:
             # Everything is on the disk before the first move, and the moves run in reverse: JSON,
             # SVG, PNG. A kill between them leaves an old picture whose embedded record differs

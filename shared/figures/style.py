@@ -77,14 +77,13 @@ _RC = {
 @contextmanager
 def use_style() -> Iterator[None]:
     """Draw in the house style inside the block, whatever the reader's own matplotlib settings."""
-    import matplotlib
+    import matplotlib.style
     import seaborn
+    from cycler import cycler
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(seaborn.axes_style("whitegrid"))
-        matplotlib.rcParams.update(_RC)
-        matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=PALETTE)
+    colours = {"axes.prop_cycle": cycler(color=PALETTE)}
+    rc = seaborn.axes_style("whitegrid") | _RC | colours
+    with matplotlib.style.context(rc, after_reset=True):
         yield
 
 

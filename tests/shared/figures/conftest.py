@@ -28,7 +28,9 @@ LONG_CAPTION = (
     "A caption of some length, as a careful author writes it: what each axis holds, what each "
     "colour means, how many models stand behind a point and how they were chosen. "
 ) * 7 + "And at last, the reason <why> it is \"so\" long & so 'quoted'."
-HOSTILE = "<script>document.title = 'broken'</script> & \"quotes\" 'n' 100% of $x_i$ \\ {braces} ~^#"
+HOSTILE = (
+    "<script>document.title = 'broken'</script> & \"quotes\" 'n' 100% of $x_i$ \\ {braces} ~^#"
+)
 
 CLAIMS = {
     "toy_superposition": [

@@ -1,0 +1,89 @@
+# /// script
+# dependencies = ["nox"]
+# ///
+"""Every command of this repository. `nox -l` lists them; each makes the environment it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+
+PAPERS = sorted(path.parent.name for path in Path("papers").glob("*/claims.yaml"))
+SEEDS = (1, 2)  # the committed results are of base seed 0
+PEERS = {"tms-kit": "tms-kit", "occhio": "occhio"}
+
+
+def install(session: nox.Session, extras: str = "") -> None:
+    """Install this checkout with the versions of the lock."""
+    session.install("-e", f".[{extras}]" if extras else ".", "-c", "constraints.txt")
+
+
+@nox.session(default=False)
+def repro(session: nox.Session) -> None:
+    """Reproduce every paper (embedded profile, CPU) with DVC, and check the numbers.
+
+    Arguments go to `dvc repro`, for instance: nox -s repro -- papers/toy_superposition/dvc.yaml
+    """
+    install(session, "repro")
+    session.run("dvc", "repro", *session.posargs)
+    session.run("sae", "check")
+    session.log(f"gallery: {Path('results/index.html').resolve()}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests. Arguments go to pytest."""
+    install(session, "repro,tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("paper", PAPERS, ids=PAPERS)
+def check(session: nox.Session, paper: str) -> None:
+    """Hold a paper's committed results against its claims: nox -s "check(toy_superposition)"."""
+    install(session)
+    session.run("sae", "check", paper, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style (ruff), types (mypy) and that the READMEs show the current verdicts."""
+    install(session, "repro,lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("sae", "readme", "--check")
+
+
+@nox.session(default=False)
+def smoke(session: nox.Session) -> None:
+    """Reproduce every paper from scratch in its smoke profile, in a clone of the last commit."""
+    install(session, "repro")
+    clone = Path(session.create_tmp()) / "clone"
+    session.run("rm", "-rf", str(clone), external=True)
+    session.run("git", "clone", "--quiet", ".", str(clone), external=True)
+    with session.chdir(clone):
+        for paper in PAPERS:
+            folder = f"papers/{paper}"
+            setting = f"{folder}/params.yaml:profile=smoke"
+            session.run("dvc", "exp", "run", "-S", setting, f"{folder}/dvc.yaml")
+            # -m: the code of the clone, not of the checkout that is installed.
+            session.run("python", "-m", "shared.cli", "check", paper, "--profile", "smoke")
+
+
+@nox.session(default=False)
+@nox.parametrize("paper", PAPERS, ids=PAPERS)
+def seeds(session: nox.Session, paper: str) -> None:
+    """Repeat a paper with two other base seeds, and hold each against all claims (slow)."""
+    install(session, "repro")
+    for seed in SEEDS:
+        into = Path("build") / "seeds" / str(seed)
+        session.run(
+            "python", "-m", f"papers.{paper}", "all", "--seed", str(seed), "--into", str(into)
+        )
+        session.run("sae", "check", paper, "--results", str(into / "results"))

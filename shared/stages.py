@@ -142,6 +142,7 @@ def train(paper: Paper, name: str, profile: str, seed: int) -> None:
     experiment, config = paper.experiment(name), paper.config(profile, name)
     device = pick_device()
     inputs = {needed: paper.arrays(profile, needed) for needed in experiment.needs}
+    print(f"training {name} ({profile}, seed {seed}, {device})", file=sys.stderr, flush=True)
     start = time.monotonic()
     arrays = dict(experiment.train(config, Run(seed, device, inputs)))
     for key, array in arrays.items():
@@ -281,7 +282,6 @@ def run_paper(name: str, experiments: tuple[str, ...]) -> None:
         def everything() -> None:
             target = replace(paper(into, profile), experiments=tuple(only or experiments))
             for experiment in target.experiments:
-                print(experiment, file=sys.stderr, flush=True)
                 train(target, experiment, profile, seed)
             evaluate(target, profile)
             draw(target, profile)

@@ -37,8 +37,9 @@ def draw() -> Figure:
     return fig
 
 
-def write(directory: Path, record=RECORD, data=None) -> None:
-    save(draw(), "one", data or {"x": [1]}, directory=directory, record=record, **WORDS)
+def write(directory: Path, record=RECORD, data=None, fig=None) -> None:
+    fig = fig or plt.figure(figsize=(1, 1))
+    save(fig, "one", data or {"x": [1]}, directory=directory, record=record, **WORDS)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -53,7 +54,7 @@ def test_writes_picture_vector_and_numbers(tmp_path):
         "flags": np.array([True, False]),
         "nested": {"tuple": (1, "a", None, float("nan"))},
     }
-    write(tmp_path / "new" / "figures", data=numbers)
+    write(tmp_path / "new" / "figures", data=numbers, fig=draw())
     folder = tmp_path / "new" / "figures"
     assert sorted(path.name for path in folder.iterdir()) == ["one.json", "one.png", "one.svg"]
     document = json.loads((folder / "one.json").read_text(encoding="utf-8"))
@@ -90,10 +91,10 @@ def test_a_picture_without_a_record_says_so(tmp_path):
 
 def test_same_inputs_give_the_same_bytes(tmp_path):
     record = {"commit": "0123abc"}
-    write(tmp_path / "first", record)
+    write(tmp_path / "first", record, fig=draw())
     # Neither earlier figures nor a reader's own settings may show.
     with matplotlib.rc_context({"svg.hashsalt": None, "savefig.dpi": 50, "svg.fonttype": "none"}):
-        write(tmp_path / "second", record)
+        write(tmp_path / "second", record, fig=draw())
     first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
     assert first == second
     for name in ("one.png", "one.svg"):

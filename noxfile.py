@@ -15,7 +15,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 PAPERS = sorted(path.parent.name for path in Path("papers").glob("*/claims.yaml"))
 SEEDS = (1, 2)  # the committed results are of base seed 0
-PEERS = {"tms-kit": "tms-kit", "occhio": "occhio"}
+PEERS = ("tms-kit", "occhio")  # PyPI packages that train the same toy models
 
 
 def install(session: nox.Session, extras: str = "") -> None:
@@ -87,3 +87,19 @@ def seeds(session: nox.Session, paper: str) -> None:
             "python", "-m", f"papers.{paper}", "all", "--seed", str(seed), "--into", str(into)
         )
         session.run("sae", "check", paper, "--results", str(into / "results"))
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure speed as ratios against named peers, each in an environment of its own (slow)."""
+    install(session, "repro")
+    arguments = []
+    for peer in PEERS:
+        environment = Path(session.create_tmp()).resolve() / peer
+        python = environment / "bin" / "python"
+        if not python.exists():
+            session.run("python", "-m", "venv", str(environment))
+            # The torch of our lock, so that only the package differs.
+            session.run(str(python), "-m", "pip", "install", "torch==2.13.0", peer, external=True)
+        arguments += ["--peer", f"{peer}={python}"]
+    session.run("python", "-m", "benchmarks.toy_models", *arguments, *session.posargs)

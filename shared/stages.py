@@ -52,9 +52,10 @@ def rounded(value: Any, digits: int = 4) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(item, digits) for item in value]
     if isinstance(value, float | np.floating):
-        if not np.isfinite(value):
+        number = float(value)
+        if not np.isfinite(number):
             return None
-        return 0.0 if abs(value) < 1e-13 else float(f"{value:.{digits}g}")
+        return 0.0 if abs(number) < 1e-13 else float(f"{number:.{digits}g}")
     return value.item() if isinstance(value, np.generic) else value
 
 

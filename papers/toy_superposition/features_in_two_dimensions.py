@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from papers.toy_superposition.geometry import cosines, norms
+from papers.toy_superposition.geometry import angular_gaps, cosines, norms
 from papers.toy_superposition.inputs import Supports, independent_supports
 from papers.toy_superposition.models import Architecture, create
 from papers.toy_superposition.training import Recipe, best, generator, score, train
@@ -69,8 +69,7 @@ def evaluate(config: Parameters, arrays: Arrays) -> Evaluation:
     cosine = cosines(W)
     dense, pairs, pentagon = range(len(DENSITIES))
     both = present[:, :, None] & present[:, None, :] & ~np.eye(N, dtype=bool)
-    angles = np.sort(np.degrees(np.arctan2(W[pentagon, 1], W[pentagon, 0])))
-    gaps = np.diff(np.append(angles, angles[0] + 360))
+    gaps = angular_gaps(W[pentagon])
     return Evaluation(
         metrics={
             "represented": present[: len(DENSITIES)].sum(1),

@@ -57,6 +57,13 @@ def dimensions_per_feature(W: Float[Array, "*models m n"]) -> Float[Array, "*mod
     return W.shape[-2] / (norms(W) ** 2).sum(-1)
 
 
+def angular_gaps(W: Float[Array, "*models 2 n"]) -> Float[Array, "*models n"]:
+    """Return the angles between features that are neighbours around the circle, in degrees."""
+    angle = np.sort(np.degrees(np.arctan2(W[..., 1, :], W[..., 0, :])), axis=-1)
+    gaps: Array = np.diff(angle, append=angle[..., :1] + 360, axis=-1)
+    return gaps
+
+
 def components(
     W: Float[Array, "m n"], present: float = 0.5, touching: float = 0.1
 ) -> list[list[int]]:

@@ -35,7 +35,10 @@ class Batch(NamedTuple):
 class Inputs(Protocol):
     """A distribution of inputs for each group of models."""
 
-    groups: int
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        ...
 
     def sample(self, generator: torch.Generator) -> Batch:
         """Draw a batch on the generator's device."""

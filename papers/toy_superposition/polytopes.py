@@ -8,7 +8,9 @@ names the polytopes that trained models form.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from jaxtyping import Float
 
 from papers.toy_superposition.geometry import cosines, dimensionality, gram
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
-from shared.figures.style import DIVERGING, FULL_WIDTH, PALETTE, subplots
+from shared.figures.style import DIVERGING, PALETTE, subplots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,15 +70,19 @@ UNIFORM: dict[str, Float[Array, "m n"]] = {
     "pentagon": polygon(5),
     "square antiprism": square_antiprism(),
 }
-"""The polytopes of the paper's lines, by the fraction of a dimension that a vertex has."""
+"""The vertices of the polytopes at the paper's lines, as columns."""
 
 FRACTIONS = {
-    "tetrahedron": 3 / 4,
-    "triangle": 2 / 3,
-    "digon": 1 / 2,
-    "pentagon": 2 / 5,
-    "square antiprism": 3 / 8,
+    "tetrahedron": Fraction(3, 4),
+    "triangle": Fraction(2, 3),
+    "digon": Fraction(1, 2),
+    "pentagon": Fraction(2, 5),
+    "square antiprism": Fraction(3, 8),
 }
+"""The lines of the paper: the fraction of a dimension that each vertex has."""
+
+COLOURS = dict(zip(FRACTIONS, [PALETTE[i] for i in (4, 2, 0, 3, 1)], strict=True))
+"""The colour of each polytope in all figures."""
 
 FACTORS = {
     "triangular bipyramid": ("triangle", "digon"),
@@ -97,7 +103,9 @@ def constructed() -> dict[str, Float[Array, "m n"]]:
 def expected(name: str) -> Float[Array, " n"]:
     """Return the paper's fraction of a dimension for each vertex."""
     factors = FACTORS.get(name, (name,))
-    return np.concatenate([np.full(UNIFORM[part].shape[1], FRACTIONS[part]) for part in factors])
+    return np.concatenate(
+        [np.full(UNIFORM[part].shape[1], float(FRACTIONS[part])) for part in factors]
+    )
 
 
 def identify(W: Float[Array, "m n"]) -> str | None:
@@ -152,3 +160,82 @@ def evaluate(config: Parameters, arrays: Arrays) -> Evaluation:
         }
         drawn[name] = {"W": W, "gram": gram(W), "dimensionality": D}
     return Evaluation(metrics=metrics, figures={"polytopes": {"polytopes": drawn}})
+
+
+def project(W: Float[Array, "m n"]) -> tuple[Float[Array, "2 n"], Float[Array, " n"]]:
+    """Return where vertices appear on paper, and how near to the viewer they are.
+
+    One dimension lies along the first axis, three are seen from above and a little to the side.
+    """
+    turn, tilt = np.radians(20), np.radians(22)
+    x, y, z = np.vstack([W, np.zeros((3 - len(W), W.shape[1]))])
+    if len(W) < 3:
+        return np.stack([x, y]), np.zeros(W.shape[1])
+    x, y = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
+    return np.stack([x, np.cos(tilt) * z + np.sin(tilt) * y]), np.sin(tilt) * z - np.cos(tilt) * y
+
+
+def draw(data: Mapping[str, Any]) -> Canvas:
+    """Two rows of polytopes, each over its Gram matrix."""
+    contents = data["polytopes"]
+    columns = -(-len(contents) // 2)
+    figure, axes = subplots(4, columns, 6.6, height_ratios=(1.25, 1, 1.25, 1))
+    for k, (name, content) in enumerate(contents.items()):
+        row, column = 2 * (k // columns), k % columns
+        _draw_polytope(axes[row, column], name, content)
+        panel = axes[row + 1, column]
+        panel.imshow(content["gram"], cmap=DIVERGING, vmin=-1, vmax=1)
+        panel.set(xticks=[], yticks=[])
+        panel.grid(visible=False)
+    figure.colorbar(
+        axes[1, 0].images[0],
+        ax=axes,
+        location="bottom",
+        label="Gram matrix  $W_i·W_j$",
+        shrink=0.5,
+        aspect=35,
+    )
+    return figure
+
+
+def _draw_polytope(panel: Axes, name: str, content: Mapping[str, Any]) -> None:
+    """Draw vertices, edges (dotted at the back) and the sum of the fractions."""
+    W, D = np.array(content["W"]), np.array(content["dimensionality"])
+    factors = FACTORS.get(name, (name,))
+    sizes = [UNIFORM[factor].shape[1] for factor in factors]
+    place, near = project(W)
+    for i, j in edges(W):
+        style = ":" if near[i] + near[j] < -0.4 else "-"
+        panel.plot(*place[:, [i, j]], color="0.55", linewidth=0.8, linestyle=style)
+    for x, y in place.T:
+        panel.plot([0, x], [0, y], color="0.85", linewidth=0.8, zorder=1)
+    colours = np.repeat([COLOURS[factor] for factor in factors], sizes)
+    panel.scatter(place[0], place[1], c=list(colours), s=26, zorder=3)
+    panel.plot(0, 0, "+", color="0.4", markersize=4)
+    panel.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+    panel.axis("off")
+    parts: Counter[Fraction] = Counter()
+    for factor, size in zip(factors, sizes, strict=True):
+        parts[FRACTIONS[factor]] += size
+    total = " + ".join(f"{size}×{fraction}" for fraction, size in parts.items())
+    panel.set_title(f"{name}\n{total} = {D.sum():.0f}", fontsize=7)
+
+
+EXPERIMENT = Experiment(
+    config=Parameters,
+    train=run,
+    evaluate=evaluate,
+    figures=(
+        Figure(
+            name="polytopes",
+            title="Polytopes give each feature an exact fraction of a dimension",
+            caption="Constructed, not trained: the unit vectors W_i of each polytope and of three "
+            "tegum products, and their Gram matrices, whose rank is the number of dimensions. "
+            "Each vertex has the stated fraction of a dimension; together they have all of them. "
+            "Vertices of different factors (colours) do not interfere.",
+            original="section 'The Geometry of Superposition', uniform polytopes, tegum products "
+            "and low-rank matrices",
+            draw=draw,
+        ),
+    ),
+)

@@ -21,19 +21,21 @@ from papers.toy_superposition.inputs import SparseUniform
 from papers.toy_superposition.models import Architecture, ToyModels, create
 from papers.toy_superposition.training import Recipe, best, generator, score, train
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
-from shared.figures.style import DIVERGING, FULL_WIDTH, SEQUENTIAL, subplots
+from shared.figures.style import DIVERGING, SEQUENTIAL, subplots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+EVALUATION_BATCH = 8192
 LINEAR_DENSITY = DENSITIES[-1]  # the paper shows its linear model at the highest sparsity
 DENSE, FIRST_SUPERPOSED = 0, 1  # positions in DENSITIES
-MODERATE, SPARSE = slice(0, 3), slice(4, 7)  # p ≥ 0.1; p ≤ 0.01
+MODERATE, SPARSER, SPARSE = slice(0, 3), slice(3, 7), slice(4, 7)  # p ≥ 0.1, ≤ 0.03, ≤ 0.01
 EARLY = slice(1, 3)  # p = 0.3 and 0.1, where superposition sets in
 ORTHOGONAL = 0.1  # interference below which a bar looks dark
 ANTIPODAL, ALIGNED = -0.95, 0.1  # cosine of a pair; |cosine| to every other feature
+PARTNER = 0.5  # ‖W_i‖ from which a feature can be another's partner
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ SIZES = {"n20": Size(20, 5, 0.7, represented=0.9), "n80": Size(80, 20, 0.9, repr
 
 
 class Training(Config):
-    """How the models of one size are trained."""
+    """How the models of one size are trained and ranked."""
 
     recipe: Recipe
     restarts: int
     batch: int
+    evaluation_batches: int
 
 
 class Parameters(Config):
@@ -67,16 +70,13 @@ class Parameters(Config):
 
     n20: Training
     n80: Training
-    evaluation_batch: int
-    evaluation_batches: int
 
 
-def _best_models(
+def best_models(
     architecture: Architecture,
     size: Size,
     densities: tuple[float, ...],
     training: Training,
-    config: Parameters,
     run: Run,
     label: str,
 ) -> tuple[ToyModels, Tensor]:
@@ -92,10 +92,10 @@ def _best_models(
     )
     inputs = SparseUniform(density, size.n, training.batch)
     trained = train(start, inputs, training.recipe, run.seed, label)
-    fresh = SparseUniform(density, size.n, config.evaluation_batch)
-    ranking = score(trained, fresh, config.evaluation_batches, run.seed, stream=2)
+    fresh = SparseUniform(density, size.n, EVALUATION_BATCH)
+    ranking = score(trained, fresh, training.evaluation_batches, run.seed, stream=2)
     chosen = trained.select(best(ranking, fresh.groups))
-    return chosen, score(chosen, fresh, config.evaluation_batches, run.seed, stream=3)
+    return chosen, score(chosen, fresh, training.evaluation_batches, run.seed, stream=3)
 
 
 def run(config: Parameters, run: Run) -> Arrays:
@@ -103,17 +103,16 @@ def run(config: Parameters, run: Run) -> Arrays:
     arrays: Arrays = {}
     for name, size in SIZES.items():
         training: Training = getattr(config, name)
-        linear, linear_loss = _best_models(
+        linear, linear_loss = best_models(
             Architecture(output_relu=False),
             size,
             (LINEAR_DENSITY,),
             training,
-            config,
             run,
             f"linear, n={size.n}",
         )
-        relu, relu_loss = _best_models(
-            Architecture(), size, DENSITIES, training, config, run, f"ReLU output, n={size.n}"
+        relu, relu_loss = best_models(
+            Architecture(), size, DENSITIES, training, run, f"ReLU output, n={size.n}"
         )
         arrays |= {
             f"{name}_W": torch.cat([linear.W, relu.W]).cpu().numpy(),
@@ -129,10 +128,11 @@ def antipodal_share(
     """Of the represented features that are not orthogonal to all others: the share in strict pairs.
 
     Strict: opposite to one other feature (cosine < -0.95) and orthogonal to the rest (|cosine| <
-    0.1). Features shorter than `represented` are left out. NaN where all are orthogonal.
+    0.1), among all features of at least half length: a pair's second feature may be a little too
+    short to count as represented. NaN where all are orthogonal.
     """
-    present = norms(W) >= represented
-    cosine = cosines(W) * (present[:, :, None] & present[:, None, :])
+    present, partner = norms(W) >= represented, norms(W) >= PARTNER
+    cosine = cosines(W) * (partner[:, :, None] & partner[:, None, :])
     cosine[:, np.arange(W.shape[2]), np.arange(W.shape[2])] = 0
     opposite = (cosine < ANTIPODAL).sum(-1)
     strict = (opposite == 1) & ((np.abs(cosine) >= ALIGNED).sum(-1) == 1)
@@ -165,6 +165,8 @@ def _measure(size: Size, W: np.ndarray, b: np.ndarray, loss: np.ndarray) -> dict
         "linear_longest_dropped": linear[size.m :].max(),
         "linear_interference": shared[0, : size.m].max(),
         "represented": present.sum(1),
+        "represented_moderate": present[MODERATE].sum(1),
+        "represented_sparser": present[SPARSER].sum(1),
         "orthogonal": orthogonal.sum(1),
         "dense_bias_of_kept": np.abs(b[1 + DENSE, : size.m]).max(),
         "dense_bias_of_dropped": b[1 + DENSE, size.m :],
@@ -182,7 +184,8 @@ def _measure(size: Size, W: np.ndarray, b: np.ndarray, loss: np.ndarray) -> dict
 
 def evaluate(config: Parameters, arrays: Arrays) -> Evaluation:
     """Count represented and orthogonal features, and describe the interference between them."""
-    metrics, figures = {}, {}
+    metrics: dict[str, Any] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, size in SIZES.items():
         W, b = arrays[f"{name}_W"], arrays[f"{name}_b"]
         metrics[name] = _measure(size, W, b, arrays[f"{name}_loss"])
@@ -203,10 +206,12 @@ def evaluate(config: Parameters, arrays: Arrays) -> Evaluation:
 def _draw_weights(axis: Axes, W: Any, b: Any) -> None:
     """WᵀW as a map, the bias as a column at its right, on one colour scale from -1 to 1."""
     n = len(b)
-    width, gap = max(1, n / 10), n / 20
-    scale = {"cmap": DIVERGING, "vmin": -1, "vmax": 1, "interpolation": "nearest"}
-    axis.imshow(gram(np.asarray(W)), extent=(0, n, n, 0), **scale)
-    axis.imshow(np.asarray(b)[:, None], extent=(n + gap, n + gap + width, n, 0), **scale)
+    width, gap = n / 10, n / 20
+    for image, extent in (
+        (gram(np.asarray(W)), (0, n, n, 0)),
+        (np.asarray(b)[:, None], (n + gap, n + gap + width, n, 0)),
+    ):
+        axis.imshow(image, DIVERGING, vmin=-1, vmax=1, interpolation="nearest", extent=extent)
     axis.set(xlim=(-0.01 * n, 1.01 * n + gap + width), ylim=(1.01 * n, -0.01 * n), yticks=[])
     axis.set_xticks([n / 2, n + gap + width / 2], ["$W^TW$", "$b$"])
     axis.tick_params(length=0, pad=1)
@@ -225,24 +230,27 @@ def _draw_norms(axis: Axes, norm: Any, superposition: Any) -> None:
     axis.grid(visible=True, axis="x")
 
 
-def _colour_bar(canvas: Canvas, axes: Any, limits: tuple[int, int], label: str, cmap: str) -> None:
-    """A horizontal colour bar below some panels."""
+def _colour_bars(canvas: Canvas, left: Any, right: Any) -> None:
+    """Horizontal colour bars below some panels: of weights, and of superposition."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    canvas.colorbar(
-        ScalarMappable(Normalize(*limits), cmap),
-        ax=axes,
-        orientation="horizontal",
-        label=label,
-        ticks=np.linspace(*limits, 3),
-        aspect=30,
-        fraction=0.06,
-    )
+    for panels, cmap, ticks, label in (
+        (left, DIVERGING, {-1: "−1", 0: "0", 1: "1"}, "weight or bias"),
+        (right, SEQUENTIAL, {0: "0", 0.5: "0.5", 1: "≥ 1"}, SUPERPOSITION_LABEL),
+    ):
+        bar = canvas.colorbar(
+            ScalarMappable(Normalize(min(ticks), max(ticks)), cmap),
+            ax=panels,
+            orientation="horizontal",
+            label=label,
+            aspect=30,
+            fraction=0.06,
+        )
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
 
 
-WEIGHT_LABEL = "weight or bias"
-SUPERPOSITION_LABEL = r"superposition $\sum_{j\neq i}(\hat W_i\cdot W_j)^2$ (1: 1 or more)"
+SUPERPOSITION_LABEL = r"superposition $\sum_{j\neq i}(\hat W_i\cdot W_j)^2$"
 
 
 def draw_example(data: Mapping[str, Any]) -> Canvas:
@@ -253,15 +261,14 @@ def draw_example(data: Mapping[str, Any]) -> Canvas:
     weights.set(ylabel="feature, by importance")
     _draw_norms(lengths, data["norm"], data["superposition"])
     lengths.set(xlabel=r"$\|W_i\|$", ylabel="feature, by importance")
-    _colour_bar(figure, weights, (-1, 1), WEIGHT_LABEL, DIVERGING)
-    _colour_bar(figure, lengths, (0, 1), SUPERPOSITION_LABEL, SEQUENTIAL)
+    _colour_bars(figure, weights, lengths)
     return figure
 
 
 def draw_by_sparsity(data: Mapping[str, Any]) -> Canvas:
     """One column per model, from dense to sparse: weights above, features' lengths below."""
     count = len(data["W"])
-    figure, axes = subplots(2, count, 3.3, height_ratios=[1, 1.7])
+    figure, axes = subplots(2, count, 3.7, height_ratios=[1, 2])
     for column, density in enumerate(data["density"]):
         weights, lengths = axes[:, column]
         _draw_weights(weights, data["W"][column], data["b"][column])
@@ -273,12 +280,13 @@ def draw_by_sparsity(data: Mapping[str, Any]) -> Canvas:
         lengths.set_xlabel(r"$\|W_i\|$", fontsize=7, labelpad=1)
     axes[1, 0].set_ylabel(f"{len(data['b'][0])} features, by importance")
     half = count // 2
-    _colour_bar(figure, axes[:, :half], (-1, 1), WEIGHT_LABEL, DIVERGING)
-    _colour_bar(figure, axes[:, half:], (0, 1), SUPERPOSITION_LABEL, SEQUENTIAL)
+    _colour_bars(figure, axes[:, :half], axes[:, half:])
     return figure
 
 
-def _figure(name: str, title: str, caption: str, draw: Callable[[Mapping[str, Any]], Canvas]) -> Figure:
+def _figure(
+    name: str, title: str, caption: str, draw: Callable[[Mapping[str, Any]], Canvas]
+) -> Figure:
     original = 'section "Demonstrating Superposition", "Basic Results"'
     return Figure(name=name, title=title, caption=caption, original=original, draw=draw)
 

@@ -357,11 +357,11 @@ def _colours(names: list[str]) -> list[str]:
 
 def _draw_graph(panel: Axes, content: Mapping[str, Any]) -> None:
     """Draw a feature-geometry graph, its edges as strong as |W_i·W_j|."""
-    drawing = nx.Graph()
+    drawing: nx.Graph[int] = nx.Graph()
     drawing.add_nodes_from(range(len(content["names"])))
     drawing.add_weighted_edges_from(content["edges"])
     place = _layout(drawing)
-    for i, j, weight in drawing.edges.data("weight"):
+    for i, j, weight in content["edges"]:
         ends = np.stack([place[i], place[j]], axis=1)
         panel.plot(*ends, color="0.45", linewidth=min(weight, 1.0), zorder=1)
     for i, colour in enumerate(_colours(content["names"])):

@@ -101,9 +101,8 @@ def _slices(models: ToyModels, inputs: Inputs) -> list[Int[Tensor, " slice"]]:
         return [table.flatten()]
     batch = inputs.sample(torch.Generator().manual_seed(0)).x.shape[-1]
     per_slice = max(1, CPU_ELEMENTS // (inputs.groups * n * batch))
-    return [
-        part.flatten() for part in table.tensor_split(range(per_slice, restarts, per_slice), dim=1)
-    ]
+    cuts = tuple(range(per_slice, restarts, per_slice))
+    return [part.flatten() for part in table.tensor_split(cuts, dim=1)]
 
 
 class AdamW:

@@ -16,10 +16,15 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,32 +180,45 @@ def evaluate(paper: Paper, profile: str) -> None:
 
 
 def draw(paper: Paper, profile: str) -> None:
-    """Draw every figure from the plotted numbers; remove figures that no experiment draws."""
+    """Draw every figure from the plotted numbers; remove figures that no experiment draws.
+
+    Experiments are shared out among the processor's cores.
+    """
+    workers = min(os.cpu_count() or 1, len(paper.experiments))
+    draw_one = partial(_draw_experiment, paper, profile)
+    if workers == 1:
+        drawn = set(chain.from_iterable(map(draw_one, paper.experiments)))
+    else:
+        # Spawned, since forking a process that has threads can lock up.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            drawn = set(chain.from_iterable(pool.map(draw_one, paper.experiments)))
+    for path in (paper.results(profile) / "figures").iterdir():
+        if path.stem not in drawn:
+            path.unlink()
+
+
+def _draw_experiment(paper: Paper, profile: str, name: str) -> list[str]:
+    """Draw the figures of one experiment; return their names."""
     from shared.figures.save import save
     from shared.figures.style import use_style
 
     plots = read_json(paper.plots_path(profile))
     records = read_json(paper.results(profile) / "provenance.json")
-    folder = paper.results(profile) / "figures"
-    drawn = set()
-    with use_style():
-        for name in paper.experiments:
-            record = {"paper": paper.name, "profile": profile, "experiment": name, **records[name]}
-            for figure in paper.experiment(name).figures:
-                save(
-                    figure.draw(plots[figure.name]),
-                    figure.name,
-                    plots[figure.name],
-                    directory=folder,
-                    title=figure.title,
-                    caption=figure.caption,
-                    original=figure.original,
-                    record=record,
-                )
-                drawn.add(figure.name)
-    for path in folder.iterdir():
-        if path.stem not in drawn:
-            path.unlink()
+    record = {"paper": paper.name, "profile": profile, "experiment": name, **records[name]}
+    figures = paper.experiment(name).figures
+    for figure in figures:
+        with use_style():
+            save(
+                figure.draw(plots[figure.name]),
+                figure.name,
+                plots[figure.name],
+                directory=paper.results(profile) / "figures",
+                title=figure.title,
+                caption=figure.caption,
+                original=figure.original,
+                record=record,
+            )
+    return [figure.name for figure in figures]
 
 
 def _guard(action: Callable[[], None]) -> None:

@@ -64,11 +64,13 @@ def attacked_losses(
 ) -> Float[Tensor, "attacks samples"]:
     """Return each sample's loss under every attack ±`size` (WᵀW)_i / ‖(WᵀW)_i‖, and under none.
 
-    The last row is without attack. The loss compares with the input before the attack.
+    Features without a direction give no attack. The last row is without attack. The loss compares
+    with the input before the attack.
     """
     reach = W.mT @ W
     clean = reach @ x + b[:, None]
-    moves = size * directions(W) @ reach
+    along = directions(W)
+    moves = size * along[along.any(dim=1)] @ reach
     moves = torch.cat([moves, -moves, torch.zeros_like(moves[:1])])
     losses = [
         ((clean + part[:, :, None]).relu_() - x).square_().sum(1)

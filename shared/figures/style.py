@@ -78,12 +78,11 @@ _RC = {
 def use_style() -> Iterator[None]:
     """Draw in the house style inside the block, whatever the reader's own matplotlib settings."""
     import matplotlib.style
-    import seaborn
     from cycler import cycler
 
-    colours = {"axes.prop_cycle": cycler(color=PALETTE)}
-    rc = seaborn.axes_style("whitegrid") | _RC | colours
-    with matplotlib.style.context(rc, after_reset=True):
+    # seaborn's look, as matplotlib brings it along: importing seaborn takes longer than a figure.
+    style = ["seaborn-v0_8-whitegrid", _RC | {"axes.prop_cycle": cycler(color=PALETTE)}]
+    with matplotlib.style.context(style, after_reset=True):
         yield
 
 

@@ -3,8 +3,8 @@
 Section "Superposition in a Privileged Basis": h = ReLU(Wx) without a hidden bias and
 x' = ReLU(Wᵀh + b), n = 10, m = 5, importance 0.75^i. With a linear hidden layer W is arbitrary up
 to a rotation; with a ReLU its rows are neurons that can be read. The paper trains 1000 models per
-sparsity and shows the one of lowest loss; so do we, by successive halving: everyone trains for
-the first stage, an independent evaluation picks who trains on.
+sparsity and shows the one of lowest loss. So do we: all train to the end on small batches, and the
+best few, by an independent evaluation, train on with large ones.
 """
 
 from __future__ import annotations

@@ -81,8 +81,9 @@ def use_style() -> Iterator[None]:
     from cycler import cycler
 
     # seaborn's look, as matplotlib brings it along: importing seaborn takes longer than a figure.
-    style = ["seaborn-v0_8-whitegrid", _RC | {"axes.prop_cycle": cycler(color=PALETTE)}]
-    with matplotlib.style.context(style, after_reset=True):
+    seaborn = matplotlib.style.library["seaborn-v0_8-whitegrid"]
+    rc: dict[Any, Any] = {**seaborn, **_RC, "axes.prop_cycle": cycler(color=PALETTE)}
+    with matplotlib.style.context(rc, after_reset=True):
         yield
 
 

@@ -196,7 +196,7 @@ def judge(claim: Claim, metrics: dict[str, Any], paper: str, profile: str) -> Ve
             excused = claim.known_gap is not None or claim.source.kind == "recalled"
             status = "not_reproduced" if excused else "failed"
         elif claim.known_gap is not None:
-            reason = "it holds, so its known_gap is stale"
+            reason = f"it holds in this run; known gap: {claim.known_gap}"
     return Verdict(
         paper=paper,
         profile=profile,

@@ -133,7 +133,7 @@ def _renewed(path: Path, verdicts: list[Verdict]) -> tuple[str, str]:
         raise UserError(f"{path.relative_to(ROOT)}: {error}") from None
 
 
-@app.command(epilog="Example: sae cite toy_superposition/feature_dimensionality")
+@app.command(epilog="Example: sae cite toy_superposition/feature_geometry")
 def cite(
     figure: Annotated[str, typer.Argument(metavar="PAPER/FIGURE", help="The figure to cite.")],
     profile: Profile = None,

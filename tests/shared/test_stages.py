@@ -193,7 +193,14 @@ def test_a_killed_training_leaves_earlier_results_and_runs_again(tmp_path, kill)
     old.write_bytes(b"old")
     start = [sys.executable, "-m", "papers.toy_superposition", "train"]
     name, into = "features_in_two_dimensions", ["--into", str(tmp_path)]
-    run = subprocess.Popen([*start, name, *into], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [*start, name, *into],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background inherits that it ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert run.stderr.readline() == f"training {name} (embedded, seed 0, cpu)\n"
     time.sleep(0.5)
     run.send_signal(kill)

@@ -128,8 +128,13 @@ class Paper:
 
 
 def pick_device() -> str:
-    """Return "cuda" where PyTorch sees a GPU, else "cpu"."""
-    import torch  # not at the top: evaluate and draw do without it
+    """Return "cuda" where PyTorch sees a GPU, else "cpu".
+
+    An experiment that does without PyTorch runs on the CPU and is spared the import.
+    """
+    if "torch" not in sys.modules:
+        return "cpu"
+    import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -77,13 +77,13 @@ _RC = {
 @contextmanager
 def use_style() -> Iterator[None]:
     """Draw in the house style inside the block, whatever the reader's own matplotlib settings."""
-    import matplotlib.style
     from cycler import cycler
+    from matplotlib.style import context, library
 
     # seaborn's look, as matplotlib brings it along: importing seaborn takes longer than a figure.
-    seaborn = matplotlib.style.library["seaborn-v0_8-whitegrid"]
+    seaborn = library["seaborn-v0_8-whitegrid"]
     rc: dict[Any, Any] = {**seaborn, **_RC, "axes.prop_cycle": cycler(color=PALETTE)}
-    with matplotlib.style.context(rc, after_reset=True):
+    with context(rc, after_reset=True):
         yield
 
 

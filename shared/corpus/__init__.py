@@ -1,0 +1,1 @@
+"""Text with a label per token: the embedded corpus, local files, hub datasets."""

@@ -1,0 +1,139 @@
+"""The embedded corpus: from packages and generated slices to token shards.
+
+Near-duplicates go before the splits are made, and everything from one file stays in one split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from shared.corpus import packages, slices
+from shared.corpus.documents import LABELS, Document
+from shared.corpus.near_duplicates import remove_near_duplicates
+from shared.corpus.shards import Contexts, pack, save_contexts
+from shared.experiment import Config
+from shared.progress import progress
+from shared.provenance import content_hash
+
+SPLITS = {"train": 0.92, "validation": 0.02, "select": 0.03, "score": 0.03}
+"""Share of the files in each split. `select` and `score` are the two halves of the analysis: what
+is chosen on one is measured on the other."""
+
+
+class CorpusConfig(Config):
+    """What the embedded corpus is made of."""
+
+    docstrings: tuple[str, ...]
+    """Packages whose docstrings and prose are used."""
+    source: tuple[str, ...]
+    """Packages whose whole modules are used; none of `docstrings`, or their text would leak."""
+    rates: dict[str, float]
+    """Share of the tokens, by label of a generated slice."""
+    length: int = Field(256, ge=8)
+    """Tokens in a context."""
+    seed: int = 0
+
+
+def written(config: CorpusConfig) -> list[Document]:
+    """Return the text of the packages, near-duplicates removed, one document per file."""
+    pieces: Iterator[Document] = chain(
+        *(packages.prose(package) for package in config.docstrings),
+        *(packages.docstrings(package) for package in config.docstrings),
+        *(packages.source(package) for package in config.source),
+    )
+    files: dict[str, list[Document]] = {}
+    with progress("corpus: packages", len(config.docstrings) + len(config.source)) as advance:
+        package = None
+        for piece in remove_near_duplicates(pieces):
+            files.setdefault(piece.origin, []).append(piece)
+            if package != (package := (piece.origin.partition("/")[0], piece.label)):
+                advance()
+    return [
+        Document("\n\n".join(part.text for part in parts), parts[0].label, origin)
+        for origin, parts in files.items()
+    ]
+
+
+def split_of(origin: str, seed: int) -> str:
+    """Return the split of a file, by a hash of its name."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{origin}".encode()).digest()[:8], "big") / 2**64
+    edges = np.cumsum(list(SPLITS.values()))
+    return list(SPLITS)[int(np.searchsorted(edges[:-1], number, side="right"))]
+
+
+def sliced(
+    label: str, wanted: int, texts: list[str], seed: int, tokenizer: Tokenizer
+) -> Iterator[tuple[Document, list[int]]]:
+    """Yield documents of a slice with their tokens, until these are at least `wanted`."""
+    have = 0
+    for document in slices.documents(label, seed, texts):
+        if have >= wanted:
+            return
+        ids = tokenizer.encode(document.text).ids
+        have += len(ids)
+        yield document, ids
+
+
+def contexts_of(
+    documents: list[Document], config: CorpusConfig, split: int, tokenizer: Tokenizer
+) -> Contexts:
+    """Encode one split's documents, mix in its slices at their rates, shuffle and pack."""
+    encoded = [item.ids for item in tokenizer.encode_batch([item.text for item in documents])]
+    labels = [LABELS.index(document.label) for document in documents]
+    own = sum(map(len, encoded))
+    total = own / (1 - sum(config.rates.values()))
+    texts = [document.text for document in documents]
+    for label, rate in config.rates.items():
+        seed = config.seed * len(SPLITS) + split
+        for _, ids in sliced(label, round(total * rate), texts, seed, tokenizer):
+            encoded.append(ids)
+            labels.append(LABELS.index(label))
+    order = np.random.default_rng([config.seed, split]).permutation(len(encoded))
+    return pack(
+        [encoded[index] for index in order], [labels[index] for index in order], config.length
+    )
+
+
+def tokenizer_texts(config: CorpusConfig, every: int = 3) -> Iterator[str]:
+    """Yield the text on which the tokenizer trains: part of the training split, and slices."""
+    documents = [item for item in written(config) if split_of(item.origin, config.seed) == "train"]
+    texts = [item.text for item in documents[::every]]
+    characters = sum(map(len, texts))
+    yield from texts
+    for label, rate in config.rates.items():
+        have = 0
+        for document in slices.documents(label, config.seed * len(SPLITS), texts):
+            if have >= characters * rate:
+                break
+            have += len(document.text)
+            yield document.text
+
+
+def build(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the shards train, validation, select and score into `folder`."""
+    documents = written(config)
+    with progress("corpus: tokens", len(SPLITS)) as advance:
+        for number, split in enumerate(SPLITS):
+            mine = [item for item in documents if split_of(item.origin, config.seed) == split]
+            contexts = contexts_of(mine, config, number, tokenizer)
+            shares = np.bincount(contexts.labels.ravel(), minlength=len(LABELS))
+            record = {
+                "split": split,
+                "config_hash": content_hash(config.model_dump(mode="json")),
+                "tokenizer_hash": content_hash(tokenizer.to_str()),
+                "tokens": int(contexts.tokens.size),
+                "characters": sum(len(item.text) for item in mine),
+                "rates": {
+                    label: round(float(share), 6)
+                    for label, share in zip(LABELS, shares / shares.sum(), strict=True)
+                },
+            }
+            save_contexts(folder / f"{split}.safetensors", contexts, record)
+            advance()

@@ -1,0 +1,1 @@
+"""Language models: loading by name, and training the small ones that come with the repository."""

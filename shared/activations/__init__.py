@@ -1,0 +1,1 @@
+"""What a language model computes inside: reading it, replacing it, streaming it to training."""

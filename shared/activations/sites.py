@@ -1,0 +1,153 @@
+"""Reading and replacing activations of a language model at named places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from shared.errors import UserError
+from shared.language_models.load import LanguageModel
+
+Kind = Literal["resid_pre", "resid_post", "attn_out", "mlp_pre", "mlp_post", "mlp_out"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+OUTPUT_OF: dict[Kind, str] = {
+    "resid_post": "",  # the block itself
+    "attn_out": "attn.c_proj",
+    "mlp_pre": "mlp.c_fc",
+    "mlp_post": "mlp.act",
+    "mlp_out": "mlp.c_proj",
+}
+"""The part of a GPT-2 block that computes an activation."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a language model, written "blocks.0.mlp_post".
+
+    resid_pre and resid_post are the residual stream before and after a layer, attn_out and mlp_out
+    what its two halves add to it, mlp_pre and mlp_post its neurons before and after the activation
+    function.
+    """
+
+    kind: Kind
+    layer: int
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.{self.kind}"
+
+    @property
+    def hook_name(self) -> str:
+        """The name of TransformerLens, "blocks.0.mlp.hook_post"."""
+        inside = {"mlp_pre": "mlp.hook_pre", "mlp_post": "mlp.hook_post"}
+        return f"blocks.{self.layer}.{inside.get(self.kind, f'hook_{self.kind}')}"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read "blocks.0.mlp_post". Raises UserError listing what there is."""
+        match text.split("."):
+            case ["blocks", layer, kind] if layer.isdecimal():
+                for known in KINDS:
+                    if kind == known:
+                        return cls(known, int(layer))
+        raise UserError(
+            f"no site {text!r}: write blocks.LAYER.KIND, KIND one of {', '.join(KINDS)}"
+        )
+
+
+def width(model: LanguageModel, site: Site) -> int:
+    """Return how many numbers a site holds at one token.
+
+    Raises UserError for a site that the model does not have, listing those it has.
+    """
+    if site.kind not in KINDS or not 0 <= site.layer < model.n_layers:
+        raise UserError(
+            f"{model.name} has no {site}: it has blocks.LAYER.KIND, LAYER from 0 to "
+            f"{model.n_layers - 1}, KIND one of {', '.join(KINDS)}"
+        )
+    return model.d_mlp if site.kind in ("mlp_pre", "mlp_post") else model.d_model
+
+
+def _hook(
+    model: LanguageModel, site: Site, visit: Callable[[Tensor], Tensor | None]
+) -> RemovableHandle:
+    """Have `visit` see the activation at a site; what it returns, if anything, replaces it."""
+    width(model, site)  # raises if there is no such site
+    block = model.network.get_submodule(f"transformer.h.{site.layer}")
+    if site.kind == "resid_pre":
+
+        def before(_: torch.nn.Module, args: tuple) -> tuple | None:
+            replacement = visit(args[0])
+            return None if replacement is None else (replacement, *args[1:])
+
+        return block.register_forward_pre_hook(before)
+    module = block.get_submodule(OUTPUT_OF[site.kind])
+    return module.register_forward_hook(lambda _, __, output: visit(output))
+
+
+class _Done(Exception):
+    """Everything asked for has been read; the rest of the forward pass is not needed."""
+
+
+@torch.no_grad()
+def read(
+    model: LanguageModel, tokens: Int64[Tensor, "batch length"], sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, "batch length _"]]:
+    """Return the activations at some sites; nothing after the last of them is computed.
+
+    Raises UserError for a site that the model does not have.
+    """
+    found: dict[Site, Tensor] = {}
+    wanted = set(sites)
+
+    def keep(site: Site, value: Tensor) -> None:
+        found[site] = value
+        if len(found) == len(wanted):
+            raise _Done
+
+    with ExitStack() as stack:
+        for site in wanted:
+            stack.callback(_hook(model, site, partial(keep, site)).remove)
+        with suppress(_Done):
+            model.network(tokens, use_cache=False)
+    return {site: found[site] for site in sites}
+
+
+@torch.no_grad()
+def replaced_logits(
+    model: LanguageModel,
+    tokens: Int64[Tensor, "batch length"],
+    site: Site,
+    replace: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "batch length vocab"]:
+    """Return the logits when the activation at a site is replaced.
+
+    Args:
+        replace: given the activation, [batch, length, d], returns what the model goes on with,
+            of the same shape.
+
+    Raises:
+        UserError: the model does not have the site.
+        ValueError: the replacement has another shape.
+    """
+
+    def visit(value: Tensor) -> Tensor:
+        replacement = replace(value)
+        if replacement.shape != value.shape:
+            raise ValueError(
+                f"{site} holds {tuple(value.shape)}, replaced by {tuple(replacement.shape)}"
+            )
+        return replacement
+
+    handle = _hook(model, site, visit)
+    try:
+        return model.logits(tokens)
+    finally:
+        handle.remove()

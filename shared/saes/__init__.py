@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one file per architecture, and the weights of trained ones."""

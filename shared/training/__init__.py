@@ -1,0 +1,1 @@
+"""Training many sparse autoencoders on one stream of activations."""

@@ -1,0 +1,333 @@
+"""Training a list of autoencoders on one stream of activations.
+
+Autoencoders of any widths, penalties and architectures share every batch, so that a sweep reads the
+language model once. Weights, optimiser state and losses are float32; matrix products are bfloat16
+where the hardware is faster at it.
+
+A run depends on its jobs and its batches alone: nothing random outlives a step, so that a run that
+was killed goes on from its checkpoint to the same bytes, on the same machine with as many threads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, SerializeAsAny
+from torch import Tensor
+
+from shared.errors import Diverged, UserError
+from shared.experiment import Config
+from shared.memory import keep_freed_memory
+from shared.progress import progress
+from shared.provenance import content_hash
+from shared.saes.architecture import Architecture, SaeConfig, matmul_precision
+from shared.training.adam import Adam
+from shared.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from shared.training.resampling import Resampling, Share, dead_features, resample
+
+Batches = Callable[[int], Iterator[Float[Tensor, "batch d_in"]]]
+"""Given a number t ≥ 0: the batches of the stream from number t on, the same at every call."""
+
+Entry = dict[str, float | int]
+"""A row of a history."""
+
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+class Job(Config):
+    """One autoencoder and how it is trained."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    sae: SerializeAsAny[SaeConfig]
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    """Adam's learning rate, constant (the paper found no use in annealing, and names no number)."""
+    dead_window: Share = 0.0125
+    """A feature is dead that did not fire in this share of training (the paper: 12,500 of 1M steps,
+    half the time between two resamplings)."""
+    resampling: Resampling | None = Resampling()
+
+
+@dataclass
+class Trained:
+    """What became of a job."""
+
+    sae: Architecture
+    history: Mapping[str, np.ndarray]
+    """One entry per `record_every` steps: "step", the architecture's means since the last entry
+    ("loss", "mse", "l0", ...), "dead" features at the step, features "resampled" since."""
+    diverged_at: int | None
+    """The step by which its loss was no longer finite; the weights are then of no use."""
+
+
+@dataclass
+class _Running:
+    """A job under way."""
+
+    job: Job
+    sae: Architecture
+    adam: Adam
+    last_fired: Tensor
+    window: int
+    due: frozenset[int]
+    history: list[Entry] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    resampled: int = 0
+    diverged_at: int | None = None
+
+
+def train(
+    jobs: Sequence[Job],
+    batches: Batches,
+    steps: int,
+    *,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    record_every: int = 100,
+    checkpoint: Checkpoint | None = None,
+    source: Mapping[str, Any] | None = None,
+    label: str = "training",
+) -> dict[str, Trained]:
+    """Train all jobs for `steps` steps; return what became of each, by name.
+
+    A resampling looks at the batches that come next. They are then trained on in their turn, so
+    that looking ahead does not change their order.
+
+    Args:
+        jobs: with different names and the same d_in.
+        batches: the stream; batch number t is what step t trains on.
+        steps: how many.
+        device: where the autoencoders live; batches are moved there.
+        precision: of matrix products; "auto" is bfloat16 where that is faster.
+        record_every: steps between two entries of the history.
+        checkpoint: go on from this file where it exists, and write it at the end and from time to
+            time. Delete it when the weights are saved.
+        source: what the batches were made from (JSON): a checkpoint of another source is refused.
+        label: shown with the progress.
+
+    Raises:
+        UserError: jobs that do not fit each other or the stream, a stream that ends early, or a
+            checkpoint that is damaged or of another run.
+        Diverged: a batch is not finite, or every job has diverged. One job that diverges is
+            reported on stderr and left behind; the others are unharmed.
+    """
+    _check(jobs)
+    keep_freed_memory()
+    matmul = {
+        "auto": matmul_precision(device),
+        "bfloat16": torch.bfloat16,
+        "float32": torch.float32,
+    }[precision]
+    running = [_create(job, steps, device, matmul) for job in jobs]
+    identity = content_hash(
+        {
+            "jobs": [
+                {"kind": type(job.sae).__name__, **job.model_dump(mode="json")} for job in jobs
+            ],
+            "steps": steps,
+            "record_every": record_every,
+            "matmul": str(matmul),
+            "source": dict(source or {}),
+        }
+    )
+    resumed = checkpoint is not None and checkpoint.path.exists()
+    done = _restore(checkpoint, running, identity) if checkpoint is not None and resumed else 0
+    stream = _Stream(batches, done, steps, jobs[0].sae.d_in, device)
+    if not resumed:
+        for run in running:
+            run.sae.start(stream.ahead(1)[0])
+    saved, saved_at = done, time.monotonic()
+    with progress(label, steps) as advance:
+        if done:
+            advance(done)
+        while done < steps:
+            alive = [run for run in running if run.diverged_at is None]
+            for run in alive:
+                if done in run.due:
+                    _resample(run, stream, done)
+            x = stream.take()
+            done += 1
+            for run in alive:
+                _step(run, x, done)
+            if done % record_every == 0 or done == steps:
+                for run in alive:
+                    _record(run, done)
+                if all(run.diverged_at is not None for run in running):
+                    raise Diverged(f"{label}: no loss is finite at step {done}")
+            advance()
+            if checkpoint is not None and (
+                done == steps
+                or (
+                    time.monotonic() - saved_at >= checkpoint.every_seconds
+                    if checkpoint.every_steps is None
+                    else done - saved >= checkpoint.every_steps
+                )
+            ):
+                _save(checkpoint, running, done, identity)
+                saved, saved_at = done, time.monotonic()
+    return {
+        run.job.name: Trained(run.sae, _columns(run.history), run.diverged_at) for run in running
+    }
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    names = [job.name for job in jobs]
+    if not jobs or len(set(names)) < len(names):
+        raise UserError(f"jobs need names that differ, and these are {names}")
+    if len({job.sae.d_in for job in jobs}) > 1:
+        widths = {job.name: job.sae.d_in for job in jobs}
+        raise UserError(f"jobs on one stream need the same d_in, and these have {widths}")
+
+
+def _create(job: Job, steps: int, device: str, matmul: torch.dtype) -> _Running:
+    sae = job.sae.create(device, matmul)
+    return _Running(
+        job=job,
+        sae=sae,
+        adam=Adam(sae.parameters, job.lr),
+        last_fired=torch.zeros(job.sae.d_sae, dtype=torch.int64, device=device),
+        window=max(1, round(job.dead_window * steps)),
+        due=frozenset(round(at * steps) for at in job.resampling.at)
+        if job.resampling
+        else frozenset(),
+    )
+
+
+class _Stream:
+    """The batches from one number on, which can be looked at before their turn."""
+
+    def __init__(self, batches: Batches, start: int, steps: int, d_in: int, device: str):
+        self.number = start  # of the next batch to be drawn
+        self.steps = steps
+        self.d_in = d_in
+        self.device = device
+        self.drawn = iter(batches(start)) if start < steps else iter(())
+        self.waiting: deque[Tensor] = deque()
+
+    def _draw(self) -> Tensor | None:
+        if self.number == self.steps:
+            return None
+        try:
+            x = next(self.drawn).to(self.device, torch.float32)
+        except StopIteration:
+            raise UserError(
+                f"the stream ends after {self.number} batches of {self.steps}: "
+                f"train for fewer steps or on more text"
+            ) from None
+        if x.dim() != 2 or x.shape[1] != self.d_in:
+            raise UserError(f"a batch has shape {tuple(x.shape)}, and jobs have d_in {self.d_in}")
+        # One sum is cheaper than a test of every entry, and no finite sum hides one that isn't.
+        if not bool(x.sum().isfinite()):
+            raise Diverged(f"activations of batch {self.number} are not finite")
+        self.number += 1
+        return x
+
+    def take(self) -> Tensor:
+        """Return the next batch."""
+        x = self.waiting.popleft() if self.waiting else self._draw()
+        assert x is not None  # the engine takes no more than `steps`
+        return x
+
+    def ahead(self, vectors: int) -> list[Tensor]:
+        """Return the next batches and leave them in their turn.
+
+        They hold at least so many vectors, where that many are left.
+        """
+        held = list(accumulate(len(x) for x in self.waiting))
+        while (not held or held[-1] < vectors) and (x := self._draw()) is not None:
+            self.waiting.append(x)
+            held.append(len(x) + (held[-1] if held else 0))
+        return list(self.waiting)[: bisect_left(held, vectors) + 1]
+
+
+def _resample(run: _Running, stream: _Stream, done: int) -> None:
+    assert run.job.resampling is not None  # else nothing is due
+    dead = dead_features(run.last_fired, done, run.window)
+    generator = torch.Generator().manual_seed(run.job.sae.seed * 1_000_003 + done)
+    ahead = stream.ahead(run.job.resampling.inputs)
+    features = resample(run.sae, run.adam, dead, ahead, generator)
+    run.last_fired[features] = done
+    run.resampled += len(features)
+
+
+def _step(run: _Running, x: Float[Tensor, "batch d_in"], done: int) -> None:
+    gradients, measured = run.sae.gradients(x)
+    run.adam.step(gradients)
+    run.sae.constrain()
+    run.last_fired.masked_fill_(measured.fired, done)
+    for name, value in measured.scalars.items():
+        run.sums[name] = run.sums[name] + value if name in run.sums else value.double()
+
+
+def _record(run: _Running, done: int) -> None:
+    """Add an entry to the history, or give the job up where its loss is not finite."""
+    since = done - (int(run.history[-1]["step"]) if run.history else 0)
+    means = {name: float(value) / since for name, value in run.sums.items()}
+    if not np.isfinite(means["loss"]):
+        run.diverged_at = done
+        print(
+            f"{run.job.name}: the loss is not finite by step {done}; it stops, the others go on "
+            f"(a smaller lr than {run.job.lr} may help)",
+            file=sys.stderr,
+        )
+        return
+    dead = int(dead_features(run.last_fired, done, run.window).sum())
+    run.history.append({"step": done, **means, "dead": dead, "resampled": run.resampled})
+    run.sums, run.resampled = {}, 0
+
+
+def _columns(history: list[Entry]) -> dict[str, np.ndarray]:
+    names = history[0] if history else {}
+    return {name: np.array([entry[name] for entry in history]) for name in names}
+
+
+def _state(run: _Running) -> dict[str, Tensor]:
+    """Return the tensors of a job that a checkpoint holds and `_restore` fills again."""
+    return {
+        **{f"weights/{name}": tensor for name, tensor in run.sae.state.items()},
+        **{f"adam/{name}": tensor for name, tensor in run.adam.state.items()},
+        "last_fired": run.last_fired,
+    }
+
+
+def _save(checkpoint: Checkpoint, running: list[_Running], done: int, identity: str) -> None:
+    tensors: dict[str, Tensor] = {}
+    jobs = {}
+    for run in running:
+        name = run.job.name
+        tensors |= {f"{name}/{key}": tensor for key, tensor in _state(run).items()}
+        tensors |= {f"{name}/sums/{key}": tensor for key, tensor in run.sums.items()}
+        jobs[name] = {
+            "history": run.history,
+            "resampled": run.resampled,
+            "diverged_at": run.diverged_at,
+        }
+    metadata = {"done": str(done), "jobs": json.dumps(jobs)}
+    save_checkpoint(checkpoint.path, tensors, metadata, identity)
+
+
+def _restore(checkpoint: Checkpoint, running: list[_Running], identity: str) -> int:
+    """Fill the jobs with the state of a checkpoint; return the steps that they have done."""
+    tensors, metadata = load_checkpoint(checkpoint.path, identity)
+    jobs = json.loads(metadata["jobs"])
+    for run in running:
+        name = run.job.name
+        for key, tensor in _state(run).items():
+            tensor.copy_(tensors[f"{name}/{key}"])
+        sums = f"{name}/sums/"
+        device = run.last_fired.device
+        run.sums = {k[len(sums) :]: t.to(device) for k, t in tensors.items() if k.startswith(sums)}
+        run.history = jobs[name]["history"]
+        run.resampled = jobs[name]["resampled"]
+        run.diverged_at = jobs[name]["diverged_at"]
+    return int(metadata["done"])

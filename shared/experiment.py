@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Run:
     device: str
     inputs: Mapping[str, Arrays] = field(default_factory=dict)
     """Arrays of the experiments that this one `needs`, by name."""
+    folder: Path = Path()
+    """Where an experiment may keep files of its own, such as weights: beside its arrays."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import Protocol
 
 from rich.console import Console
@@ -27,9 +28,10 @@ def progress(label: str, total: int) -> Iterator[Advance]:
     """Show how far `total` steps of `label` have come and when they will be done.
 
     A terminal gets a bar; anything else, such as the log of a batch job, gets a line every ten
-    seconds, so that work under ten seconds leaves no trace there.
+    seconds, so that work under ten seconds leaves no trace there. So does a job that runs beside
+    others, whose bars would overwrite each other.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and parent_process() is None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True

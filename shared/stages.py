@@ -2,7 +2,8 @@
 
 A paper is a package whose `__main__.py` calls `run_paper`. Its stages are
 
-- `train`: one experiment, the expensive part. Writes its arrays and a record of the run.
+- `train`: the expensive part, one experiment or several in order. Writes the arrays of each and a
+  record of its run.
 - `evaluate`: all experiments, numpy only. Writes metrics, and the numbers that the figures plot,
   rounded, so that the noise of another machine stops here.
 - `draw`: all figures, from the rounded numbers alone.
@@ -16,15 +17,12 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +34,7 @@ from pydantic import ValidationError
 from shared.errors import Diverged, UserError
 from shared.experiment import Arrays, Config, Experiment, Run
 from shared.files import ROOT, read_json, read_npz, write_json, write_npz
+from shared.parallel import cores, side_by_side
 from shared.provenance import file_hash, processor, run_record
 
 RUN = "run"  # the name under which a run's record travels inside its npz
@@ -72,10 +71,15 @@ class Paper:
     experiments: tuple[str, ...]
     root: Path = ROOT
 
+    def require(self, names: Iterable[str]) -> None:
+        """Raise UserError for a name that the paper does not have."""
+        for name in names:
+            if name not in self.experiments:
+                raise UserError(f"no experiment {name!r}; there are: {', '.join(self.experiments)}")
+
     def experiment(self, name: str) -> Experiment:
         """Import an experiment. Raises UserError for a name that the paper does not have."""
-        if name not in self.experiments:
-            raise UserError(f"no experiment {name!r}; there are: {', '.join(self.experiments)}")
+        self.require([name])
         loaded: Experiment = importlib.import_module(f"papers.{self.name}.{name}").EXPERIMENT
         return loaded
 
@@ -155,7 +159,8 @@ def train(paper: Paper, name: str, profile: str, seed: int) -> None:
     inputs = {needed: paper.arrays(profile, needed) for needed in experiment.needs}
     print(f"training {name} ({profile}, seed {seed}, {device})", file=sys.stderr, flush=True)
     start = time.monotonic()
-    arrays = dict(experiment.train(config, Run(seed, device, inputs)))
+    run = Run(seed, device, inputs, folder=paper.arrays_path(profile, name).parent)
+    arrays = dict(experiment.train(config, run))
     for key, array in arrays.items():
         if array.dtype.kind == "f" and np.isinf(array).any():
             raise Diverged(f"{name}: {key} holds infinite values")
@@ -167,6 +172,13 @@ def train(paper: Paper, name: str, profile: str, seed: int) -> None:
     )
     arrays[RUN] = np.array(json.dumps(record))
     write_npz(paper.arrays_path(profile, name), arrays)
+
+
+def train_all(paper: Paper, names: Sequence[str], profile: str, seed: int) -> None:
+    """Train experiments one after another, none if one of the names is wrong (UserError)."""
+    paper.require(names)
+    for name in names:
+        train(paper, name, profile, seed)
 
 
 def evaluate(paper: Paper, profile: str) -> None:
@@ -189,14 +201,8 @@ def draw(paper: Paper, profile: str) -> None:
 
     Experiments are shared out among the processor's cores.
     """
-    workers = min(os.cpu_count() or 1, len(paper.experiments))
-    draw_one = partial(_draw_experiment, paper, profile)
-    if workers == 1:
-        drawn = set(chain.from_iterable(map(draw_one, paper.experiments)))
-    else:
-        # Spawned, since forking a process that has threads can lock up.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            drawn = set(chain.from_iterable(pool.map(draw_one, paper.experiments)))
+    jobs = {name: partial(_draw_experiment, paper, profile, name) for name in paper.experiments}
+    drawn = set(chain.from_iterable(side_by_side(jobs, cores()).values()))
     for path in (paper.results(profile) / "figures").iterdir():
         if path.stem not in drawn:
             path.unlink()
@@ -226,7 +232,7 @@ def _draw_experiment(paper: Paper, profile: str, name: str) -> list[str]:
     return [figure.name for figure in figures]
 
 
-def _guard(action: Callable[[], None]) -> None:
+def guard(action: Callable[[], None]) -> None:
     """Run a stage; turn what can go wrong into one line and an exit code."""
     kept = "earlier results are as they were; run the same command again"
     try:
@@ -273,23 +279,23 @@ def run_paper(name: str, experiments: tuple[str, ...]) -> None:
 
     @app.command("train")
     def train_command(
-        experiment: str,
+        chosen: Annotated[list[str], typer.Argument(metavar="EXPERIMENT...")],
         profile: ProfileOption = "embedded",
         seed: SeedOption = 0,
         into: IntoOption = ROOT,
     ) -> None:
-        """Train one experiment."""
-        _guard(lambda: train(paper(into, profile), experiment, profile, seed))
+        """Train experiments in the order given; each is stored as soon as it is complete."""
+        guard(lambda: train_all(paper(into, profile), chosen, profile, seed))
 
     @app.command("evaluate")
     def evaluate_command(profile: ProfileOption = "embedded", into: IntoOption = ROOT) -> None:
         """Turn the arrays of all experiments into metrics and plotted numbers."""
-        _guard(lambda: evaluate(paper(into, profile), profile))
+        guard(lambda: evaluate(paper(into, profile), profile))
 
     @app.command("draw")
     def draw_command(profile: ProfileOption = "embedded", into: IntoOption = ROOT) -> None:
         """Draw all figures from the plotted numbers."""
-        _guard(lambda: draw(paper(into, profile), profile))
+        guard(lambda: draw(paper(into, profile), profile))
 
     @app.command("all")
     def all_command(
@@ -304,12 +310,13 @@ def run_paper(name: str, experiments: tuple[str, ...]) -> None:
         """
 
         def everything() -> None:
-            target = replace(paper(into, profile), experiments=tuple(only or experiments))
-            for experiment in target.experiments:
-                train(target, experiment, profile, seed)
+            whole = paper(into, profile)
+            whole.require(only or ())
+            target = replace(whole, experiments=tuple(only or experiments))
+            train_all(target, target.experiments, profile, seed)
             evaluate(target, profile)
             draw(target, profile)
 
-        _guard(everything)
+        guard(everything)
 
     app(prog_name=f"python -m papers.{name}")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def stages_of(name: str) -> dict[str, dict]:
     return stages
 
 
+def trained_by(stage: dict) -> list[str]:
+    """The experiments that a stage trains, in order: what its command names before the options."""
+    words = stage["cmd"].split()
+    if "train" not in words:
+        return []
+    return list(takewhile(lambda word: not word.startswith("-"), words[words.index("train") + 1 :]))
+
+
 def test_shared_does_not_import_papers():
     for path in (ROOT / "shared").rglob("*.py"):
         assert not any(module.split(".")[0] == "papers" for module in imported(path)), path
@@ -76,11 +85,35 @@ def test_every_experiment_has_its_parameters_in_every_profile(name):
 def test_the_pipeline_trains_every_experiment(name):
     paper = paper_of(name)
     stages = stages_of(name)
-    trained = [c["cmd"].split()[4] for stage, c in stages.items() if stage.startswith("train")]
+    trained = [experiment for stage in stages.values() for experiment in trained_by(stage)]
     assert sorted(trained) == sorted(paper.experiments)
     for experiment in paper.experiments:
         assert f"papers/{name}/{experiment}.py" in stages["evaluate"]["deps"]
         assert f"papers/{name}/{experiment}.py" in stages["draw"]["deps"]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_stage_reads_and_writes_what_belongs_to_the_experiments_that_it_trains(name):
+    paper = paper_of(name)
+    file = f"papers/{name}/params.yaml"
+
+    def arrays(experiment: str) -> str:
+        return f"artifacts/{name}/${{profile}}/{experiment}.npz"
+
+    for stage, content in stages_of(name).items():
+        trained = trained_by(content)
+        if not trained:
+            continue
+        keys = {key for entry in content["params"] for key in entry.get(file, [])}
+        assert {"seed", *(f"${{profile}}.{experiment}" for experiment in trained)} <= keys, stage
+        outs = {path: options for out in content["outs"] for path, options in out.items()}
+        assert set(map(arrays, trained)) <= set(outs), stage
+        assert all(options["persist"] for options in outs.values()), stage
+        for place, experiment in enumerate(trained):
+            assert f"papers/{name}/{experiment}.py" in content["deps"], stage
+            for needed in paper.experiment(experiment).needs:
+                earlier = needed in trained[:place]
+                assert earlier or arrays(needed) in content["deps"], (stage, needed)
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -101,7 +134,9 @@ def test_a_stage_depends_on_the_modules_of_its_paper_that_it_imports(name):
 
     for stage, content in stages_of(name).items():
         prefix = f"papers/{name}/"
-        listed = {Path(d).stem for d in content["deps"] if d.startswith(prefix)}
+        listed = {
+            Path(d).stem for d in content["deps"] if d.startswith(prefix) and d.endswith(".py")
+        }
         missing = set().union(*map(reached, listed)) - listed
         assert not missing, f"{stage} does not depend on {missing}"
 

@@ -50,7 +50,8 @@ def save(
             "data": plain(data),
         }
         embedded = json.dumps(provenance)
-        with use_style(), ExitStack() as moves:
+        without_layout = plt.rc_context({"figure.constrained_layout.use": False})
+        with use_style(), without_layout, ExitStack() as moves:
             # Everything is on the disk before the first move, and the moves run in reverse: JSON,
             # SVG, PNG. A kill between them leaves an old picture whose embedded record differs
             # from the JSON beside it, never a new picture with old numbers.
@@ -58,9 +59,10 @@ def save(
                 moves.enter_context(atomic(directory / f"{name}.{suffix}"))
                 for suffix in ("png", "svg", "json")
             )
-            # Lay out once instead of twice for each file.
-            fig.draw_without_rendering()
-            fig.set_layout_engine("none")
+            # Lay out once: a figure with a layout engine is drawn twice for each file.
+            if layout := fig.get_layout_engine():
+                layout.execute(fig)
+            fig.set_layout_engine(None)
             metadata = {"Software": None, "Title": title, "provenance": embedded}
             fig.savefig(png, dpi=300, metadata=metadata)
             fig.savefig(

@@ -35,7 +35,11 @@ EXPERIMENT = """
         if config.fail == "interrupt":
             raise KeyboardInterrupt
         value = np.inf if config.fail == "infinite" else np.pi
-        return {"x": np.full(config.size, value), "seed": np.array(run.seed)}
+        return {
+            "x": np.full(config.size, value),
+            "seed": np.array(run.seed),
+            "folder": np.array(str(run.folder)),
+        }
 
     def evaluate(config, arrays):
         return Evaluation({"mean": arrays["x"].mean()}, {"line": {"x": arrays["x"]}})
@@ -72,11 +76,11 @@ def set_params(root, extra=""):
     )
 
 
-def command(monkeypatch, *arguments):
+def command(monkeypatch, *arguments, experiments=("straight",)):
     """Run the paper's command line in this process; return exit code and messages."""
     monkeypatch.setattr(sys, "argv", ["made_up", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
-        stages.run_paper("made_up", ("straight",))
+        stages.run_paper("made_up", experiments)
     return exit_.value.code
 
 
@@ -124,6 +128,40 @@ def test_arrays_carry_the_record_of_their_run(paper):
     arrays = read_npz(paper.arrays_path("small", "straight"))
     np.testing.assert_array_equal(arrays["x"], np.full(3, np.pi))
     assert json.loads(str(arrays[stages.RUN]))["seed"] == arrays["seed"] == 5
+
+
+def test_an_experiment_is_given_the_folder_of_its_arrays(paper):
+    stages.train(paper, "straight", "small", seed=0)
+    path = paper.arrays_path("small", "straight")
+    assert str(read_npz(path)["folder"]) == str(path.parent)
+
+
+@pytest.fixture
+def two(paper, tmp_path):
+    """The experiments `straight` and `bent`, of which the second one diverges."""
+    folder = tmp_path / "papers" / "made_up"
+    (folder / "bent.py").write_text((folder / "straight.py").read_text())
+    set_params(tmp_path, "}\n  bent: {size: 3, fail: nan")
+    return "straight", "bent"
+
+
+def test_experiments_train_in_order_and_each_is_stored_when_complete(
+    paper, two, tmp_path, monkeypatch, capsys
+):
+    arguments = ("--profile=small", "--into", tmp_path)
+    assert command(monkeypatch, "train", *two, *arguments, experiments=two) == 1
+    assert paper.arrays_path("small", "straight").exists()
+    assert not paper.arrays_path("small", "bent").exists()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines[:2]] == list(two)
+
+
+@pytest.mark.parametrize("stage", ["train", "all"])
+def test_nothing_trains_if_one_of_the_names_is_wrong(paper, tmp_path, monkeypatch, capsys, stage):
+    arguments = ("straight", "wrong", "--profile=small", "--into", tmp_path)
+    assert command(monkeypatch, stage, *arguments) == 2
+    assert "no experiment 'wrong'; there are: straight" in capsys.readouterr().err
+    assert not paper.arrays_path("small", "straight").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from papers.toy_superposition import feature_geometry
 from papers.toy_superposition.feature_geometry import (
     LONG_DENSITIES,
     Parameters,
@@ -13,10 +14,13 @@ from papers.toy_superposition.feature_geometry import (
     graph,
     joint_xavier,
     resolved,
+    run,
     window,
 )
 from papers.toy_superposition.polytopes import UNIFORM, tegum
 from papers.toy_superposition.training import Recipe
+from shared import parallel
+from shared.experiment import Run
 
 SETTING = Setting(recipe=Recipe(steps=1), batch=8)
 CONFIG = Parameters(notebook=SETTING, paper=SETTING, long=SETTING)
@@ -26,6 +30,19 @@ def test_initialisation_is_as_small_as_the_notebooks() -> None:
     torch.manual_seed(0)
     notebook = torch.nn.init.xavier_normal_(torch.empty(20, 200, 20))
     assert joint_xavier(200, 20) == pytest.approx(float(notebook.std()), rel=0.02)
+
+
+def test_sharing_out_the_densities_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(recipe=Recipe(steps=3), batch=16)
+    config = Parameters(notebook=setting, paper=setting, long=setting)
+    whole = run(config, Run(0, "cpu"))
+    # Three shares of ten densities and of two: uneven, and one empty.
+    monkeypatch.setattr(feature_geometry, "workers", lambda device, steps: 3)
+    monkeypatch.setattr(parallel, "cores", lambda: 3)
+    shared_out = run(config, Run(0, "cpu"))
+    assert list(shared_out) == list(whole)
+    for key, array in whole.items():
+        np.testing.assert_array_equal(shared_out[key], array)
 
 
 def test_window_counts_the_line_and_flanks_of_equal_width() -> None:

@@ -80,7 +80,7 @@ def shards_command(
     def action() -> None:
         source = LocalText(Path(text), field) if Path(text).is_dir() else HubText(text, field=field)
         loaded = load_tokenizer(tokenizer)
-        for split, contexts in tokenize(source, loaded, length, tokens).items():
+        for split, contexts in tokenize(source.documents(), loaded, length, tokens).items():
             save_contexts(into / f"{split}.safetensors", contexts, {"split": split, "text": text})
 
     guard(action)

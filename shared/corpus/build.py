@@ -25,6 +25,8 @@ from shared.provenance import content_hash
 SPLITS = {"train": 0.92, "validation": 0.02, "select": 0.03, "score": 0.03}
 """Share of the files in each split. `select` and `score` are the two halves of the analysis: what
 is chosen on one is measured on the other."""
+ANALYSIS = ("select", "score")
+"""Splits whose slices are more and shorter, so that measures of a slice rest on many documents."""
 
 
 class CorpusConfig(Config):
@@ -36,6 +38,8 @@ class CorpusConfig(Config):
     """Packages whose whole modules are used; none of `docstrings`, or their text would leak."""
     rates: dict[str, float]
     """Share of the tokens, by label of a generated slice."""
+    analysis_factor: float = Field(1, ge=1)
+    """How many times these rates the splits of the analysis have."""
     length: int = Field(256, ge=8)
     """Tokens in a context."""
     seed: int = 0
@@ -69,11 +73,11 @@ def split_of(origin: str, seed: int) -> str:
 
 
 def sliced(
-    label: str, wanted: int, texts: list[str], seed: int, tokenizer: Tokenizer
+    label: str, wanted: int, texts: list[str], seed: int, size: slices.Size, tokenizer: Tokenizer
 ) -> Iterator[tuple[Document, list[int]]]:
     """Yield documents of a slice with their tokens, until these are at least `wanted`."""
     have = 0
-    for document in slices.documents(label, seed, texts):
+    for document in slices.documents(label, seed, texts, size):
         if have >= wanted:
             return
         ids = tokenizer.encode(document.text).ids
@@ -82,17 +86,20 @@ def sliced(
 
 
 def contexts_of(
-    documents: list[Document], config: CorpusConfig, split: int, tokenizer: Tokenizer
+    documents: list[Document], config: CorpusConfig, name: str, tokenizer: Tokenizer
 ) -> Contexts:
     """Encode one split's documents, mix in its slices at their rates, shuffle and pack."""
     encoded = [item.ids for item in tokenizer.encode_batch([item.text for item in documents])]
     labels = [LABELS.index(document.label) for document in documents]
     own = sum(map(len, encoded))
-    total = own / (1 - sum(config.rates.values()))
+    analysed, split = name in ANALYSIS, list(SPLITS).index(name)
+    size = slices.SHORT if analysed else slices.LONG
+    factor = config.analysis_factor if analysed else 1.0
+    total = own / (1 - factor * sum(config.rates.values()))
     texts = [document.text for document in documents]
     for label, rate in config.rates.items():
         seed = config.seed * len(SPLITS) + split
-        for _, ids in sliced(label, round(total * rate), texts, seed, tokenizer):
+        for _, ids in sliced(label, round(total * factor * rate), texts, seed, size, tokenizer):
             encoded.append(ids)
             labels.append(LABELS.index(label))
     order = np.random.default_rng([config.seed, split]).permutation(len(encoded))
@@ -120,9 +127,9 @@ def build(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the shards train, validation, select and score into `folder`."""
     documents = written(config)
     with progress("corpus: tokens", len(SPLITS)) as advance:
-        for number, split in enumerate(SPLITS):
+        for split in SPLITS:
             mine = [item for item in documents if split_of(item.origin, config.seed) == split]
-            contexts = contexts_of(mine, config, number, tokenizer)
+            contexts = contexts_of(mine, config, split, tokenizer)
             shares = np.bincount(contexts.labels.ravel(), minlength=len(LABELS))
             record = {
                 "split": split,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 LABELS = (
     "text",
@@ -31,11 +30,3 @@ class Document(NamedTuple):
     text: str
     label: str
     origin: str
-
-
-class Source(Protocol):
-    """Anything that yields documents, in the same order every time."""
-
-    def documents(self) -> Iterator[Document]:
-        """Yield the documents."""
-        ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from faker import Faker
@@ -16,8 +17,21 @@ from faker import Faker
 from shared.corpus.documents import Document
 
 Generator = np.random.Generator
-Writer = Callable[[Generator, str], str]
-"""Writes a document with random numbers, and with a piece of the corpus' own text."""
+
+
+class Size(NamedTuple):
+    """How long the documents of a slice are."""
+
+    characters: tuple[int, int]
+    """Of a script or DNA: from, to."""
+    bytes: tuple[int, int]
+    """That base64 or hex encodes: from, to."""
+    sentences: int
+    """Of a script, in a paragraph: up to."""
+
+
+Writer = Callable[[Generator, str, Size], str]
+"""Writes a document with random numbers, from the corpus' own text if need be, of some size."""
 
 LOCALES = {
     "arabic": "ar_AA",
@@ -30,8 +44,10 @@ LOCALES = {
     "bengali": "bn_BD",
     "armenian": "hy_AM",
 }
-LENGTHS = (200, 1500)  # characters in a document of a script
-BYTES = (60, 600)  # bytes that a document of base64 or hex encodes
+
+LONG = Size((200, 1500), (60, 600), 5)
+SHORT = Size((40, 200), (20, 120), 1)
+"""For text to measure on, where independent documents count more than long ones."""
 
 
 def _wrap(text: str, width: int) -> str:
@@ -42,38 +58,38 @@ def _script(locale: str) -> Writer:
     """Return a writer of paragraphs in the language of a Faker locale."""
     fake = Faker(locale)
 
-    def write(rng: Generator, _: str) -> str:
+    def write(rng: Generator, _: str, size: Size) -> str:
         fake.seed_instance(int(rng.integers(2**31)))
-        length = int(rng.integers(*LENGTHS))
+        length = int(rng.integers(*size.characters))
         sentences: list[str] = []
         while sum(map(len, sentences)) < length:
-            sentences.append(fake.paragraph(nb_sentences=int(rng.integers(1, 6))))
+            sentences.append(fake.paragraph(nb_sentences=int(rng.integers(size.sentences)) + 1))
         return "\n".join(sentences)
 
     return write
 
 
-def _dna(rng: Generator, _: str) -> str:
+def _dna(rng: Generator, _: str, size: Size) -> str:
     """Write a sequence of independent bases in lines of 60, as in a FASTA file."""
-    return _wrap("".join(rng.choice(list("ACGT"), int(rng.integers(*LENGTHS)))), 60)
+    return _wrap("".join(rng.choice(list("ACGT"), int(rng.integers(*size.characters)))), 60)
 
 
-def _random_base64(rng: Generator, _: str) -> str:
-    data = rng.bytes(int(rng.integers(*BYTES)))
+def _random_base64(rng: Generator, _: str, size: Size) -> str:
+    data = rng.bytes(int(rng.integers(*size.bytes)))
     return _wrap(base64.b64encode(data).decode(), int(rng.choice([64, 76, 10_000])))
 
 
-def _ascii_base64(rng: Generator, text: str) -> str:
+def _ascii_base64(rng: Generator, text: str, size: Size) -> str:
     """Encode a piece of the corpus' own text: the paper tells this kind of base64 apart."""
     data = text.encode("ascii", "ignore")
-    size = int(rng.integers(*BYTES))
-    start = int(rng.integers(max(1, len(data) - size)))
-    encoded = base64.b64encode(data[start : start + size]).decode()
+    length = int(rng.integers(*size.bytes))
+    start = int(rng.integers(max(1, len(data) - length)))
+    encoded = base64.b64encode(data[start : start + length]).decode()
     return _wrap(encoded, int(rng.choice([64, 76, 10_000])))
 
 
-def _hex(rng: Generator, _: str) -> str:
-    digits = rng.bytes(int(rng.integers(*BYTES))).hex()
+def _hex(rng: Generator, _: str, size: Size) -> str:
+    digits = rng.bytes(int(rng.integers(*size.bytes))).hex()
     digits = digits.upper() if rng.random() < 0.3 else digits
     return _wrap(digits, int(rng.choice([32, 40, 64])))
 
@@ -88,7 +104,7 @@ WRITERS: dict[str, Callable[[], Writer]] = {
 """How to write a document of each kind; Faker's word lists are read on first use."""
 
 
-def documents(label: str, seed: int, texts: list[str]) -> Iterator[Document]:
+def documents(label: str, seed: int, texts: list[str], size: Size = LONG) -> Iterator[Document]:
     """Yield documents of one kind without end, the same for the same seed.
 
     `texts` is the corpus' own English text, from which base64 of ASCII text is made.
@@ -96,4 +112,5 @@ def documents(label: str, seed: int, texts: list[str]) -> Iterator[Document]:
     rng = np.random.default_rng([seed, *label.encode()])
     write = WRITERS[label]()
     while True:
-        yield Document(write(rng, texts[int(rng.integers(len(texts)))]), label, f"slice/{label}")
+        text = texts[int(rng.integers(len(texts)))]
+        yield Document(write(rng, text, size), label, f"slice/{label}")

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from shared.corpus.build import SPLITS, split_of
-from shared.corpus.documents import LABELS, Document, Source
+from shared.corpus.documents import LABELS, Document
 from shared.corpus.shards import Contexts, pack
 from shared.corpus.tokenizer import END_OF_TEXT
 from shared.errors import UserError
@@ -91,14 +91,14 @@ class HubText:
 
 
 def tokenize(
-    source: Source, tokenizer: Tokenizer, length: int, tokens: int, seed: int = 0
+    documents: Iterator[Document], tokenizer: Tokenizer, length: int, tokens: int, seed: int = 0
 ) -> dict[str, Contexts]:
-    """Return the splits of a source, in contexts of `length` tokens, about `tokens` in all.
+    """Return the splits of some documents, in contexts of `length` tokens, about `tokens` in all.
 
     A document belongs to a split by the hash of its name, so that more text later moves none.
     """
     encoded: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
-    documents, have = source.documents(), 0
+    have = 0
     with progress("tokens", tokens) as advance:
         while have < tokens and (chunk := list(islice(documents, CHUNK))):
             for document, item in zip(

@@ -154,7 +154,7 @@ def train_model(
                 logits.float().flatten(0, 1), tokens[:, 1:].flatten()
             )
             if not bool(loss.isfinite()):
-                raise Diverged(f"{label}: the loss is {float(loss)} at step {step}")
+                raise Diverged(f"{label}: the loss is {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, CLIP)

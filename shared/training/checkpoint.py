@@ -20,8 +20,8 @@ class Checkpoint(Config):
     """Where the state of a run is kept, and how often it is written."""
 
     path: Path
-    every_seconds: float = Field(120.0, ge=0)
-    every_steps: int | None = Field(None, ge=1)
+    every_seconds: float = Field(default=120.0, ge=0)
+    every_steps: int | None = Field(default=None, ge=1)
     """Count steps instead of seconds."""
 
 

@@ -8,7 +8,7 @@ from shared.corpus.shards import load_contexts, shard_record
 from shared.corpus.tokenizer import train_tokenizer
 
 CONFIG = CorpusConfig(
-    docstrings=("networkx",), source=("click",), rates={"arabic": 0.05, "dna": 0.02}, length=32
+    docstrings=("networkx",), source=("rich",), rates={"arabic": 0.05, "dna": 0.02}, length=32
 )
 
 

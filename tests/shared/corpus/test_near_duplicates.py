@@ -1,7 +1,24 @@
 from shared.corpus.documents import Document
 from shared.corpus.near_duplicates import remove_near_duplicates, shingles
 
-WORDS = "the quick brown fox jumps over the lazy dog and runs far away into a deep dark wood".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "and",
+    "runs",
+    "into",
+    "a",
+    "deep",
+    "dark",
+    "wood",
+]
 
 
 def document(text):

@@ -56,6 +56,6 @@ def test_a_dataset_out_of_reach_leaves_three_ways(monkeypatch):
 
 def test_tokenize_splits_by_document(folder):
     tokenizer = train_tokenizer(["row first line second parquet"], 300)
-    splits = tokenize(LocalText(folder), tokenizer, length=4, tokens=1000)
+    splits = tokenize(LocalText(folder).documents(), tokenizer, length=4, tokens=1000)
     assert set(splits) == set(SPLITS)
     assert sum(len(contexts) for contexts in splits.values()) > 0

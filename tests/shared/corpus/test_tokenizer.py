@@ -21,7 +21,7 @@ def test_any_text_is_tokens_and_back():
 def test_tokens_are_bytes():
     tokenizer = train_tokenizer(TEXTS, 300)
     table = token_bytes(tokenizer)
-    assert len(table) == 300
+    assert len(table) == tokenizer.get_vocab_size()
     assert table[tokenizer.token_to_id(END_OF_TEXT)] == b""
     for text in TEXTS:
         assert b"".join(table[index] for index in tokenizer.encode(text).ids) == text.encode()

@@ -66,7 +66,7 @@ def _train(name: str, profile: str, into: Path, threads: int | None) -> None:
     checkpoint = ROOT / "artifacts" / "shared" / profile / "training" / name
     model = train_model(config, contexts, vocabulary, checkpoint, name)
     seconds = time.monotonic() - start
-    model.half().float()  # what is measured is what is stored
+    model.half().float()  # type: ignore[no-untyped-call]  # what is measured is what is stored
     record = {
         "params": config.model_dump(mode="json"),
         "corpus": shard_record(corpus / "train.safetensors")["sha256"],

@@ -129,15 +129,15 @@ def train_model(
     """
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = create(config, vocabulary, contexts.tokens.shape[1]).to(device)
-    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
-    others = [weight for weight in model.parameters() if weight.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others}],
-        betas=BETAS,
-        weight_decay=0.0,
-        fused=True,
-    )
+    model: Any = create(config, vocabulary, contexts.tokens.shape[1])  # transformers has no types
+    model.to(device)
+    decayed: list[Tensor] = [weight for weight in model.parameters() if weight.dim() > 1]
+    others: list[Tensor] = [weight for weight in model.parameters() if weight.dim() <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
     weights = [*decayed, *others]
     done = _resume(checkpoint, config, weights, optimizer)
     with progress(label, config.steps) as advance:
@@ -156,13 +156,14 @@ def train_model(
             if not bool(loss.isfinite()):
                 raise Diverged(f"{label}: the loss is {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optimizer.step()
             advance()
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 _save(checkpoint, config, weights, optimizer, step + 1)
-    return model
+    trained: GPT2LMHeadModel = model
+    return trained
 
 
 def _state(weights: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -210,7 +211,8 @@ def _resume(
 
 def save_model(model: GPT2LMHeadModel, folder: Path, record: dict[str, Any]) -> None:
     """Write config.json, model.safetensors (float16) and training.json, as Hugging Face has it."""
-    half = model.half() if next(model.parameters()).dtype != torch.float16 else model
+    half: Any = model
+    half.half()
     tensors = {name: tensor.contiguous().cpu() for name, tensor in half.state_dict().items()}
     if half.config.tie_word_embeddings:
         tensors.pop("lm_head.weight")

@@ -1,0 +1,1 @@
+"""Towards Monosemanticity (Bricken et al. 2023): dictionaries of a one-layer model's neurons."""

@@ -1,0 +1,261 @@
+"""The dictionaries of this paper: training them, and reading them back.
+
+Section "Sparse Autoencoder Setup" and appendix "Advice for Training Sparse Autoencoders": a
+`standard` autoencoder on the neurons of a one-layer model, resampled four times. Dictionaries of
+the same language model train on one stream of activations. Their names: a letter for the model (a
+and b differ in their seed, s is a with its weights shuffled), a digit for the width as in the
+paper's A/0, A/1, A/2, and a suffix for what else sets one apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from shared.activations.sites import Site
+from shared.activations.stream import ActivationStream
+from shared.corpus.shards import load_contexts, shard_record
+from shared.errors import Diverged
+from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.style import PALETTE, subplots
+from shared.files import ROOT, read_json, write_json
+from shared.language_models.load import LanguageModel, load, shuffled
+from shared.parallel import side_by_side, workers
+from shared.saes.standard import StandardConfig
+from shared.saes.weights import Weights, load_weights, save_sae
+from shared.training.checkpoint import Checkpoint
+from shared.training.engine import Job, train
+from shared.training.resampling import Resampling
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+MODELS = {"a": "one_layer_a", "b": "one_layer_b", "s": "one_layer_a"}
+"""Bundled model by letter; s is then shuffled."""
+SHUFFLE_SEED = 0
+SITE = Site("mlp_post", 0)
+RECORDS = 200  # entries of a training history
+
+
+class Dictionary(Config):
+    """What sets one dictionary apart."""
+
+    d_sae: int = Field(ge=1)
+    l1: float = Field(gt=0)
+    pre_encoder_bias: bool = True
+
+
+class Parameters(Config):
+    """What a profile sets."""
+
+    dictionaries: dict[str, Dictionary]
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    resample_inputs: int = Field(ge=1)
+    """Inputs on which a resampling looks for large losses (the paper: 819,200)."""
+
+
+def model_of(name: str) -> str:
+    """Return the letter of the model that a dictionary belongs to."""
+    return name[0]
+
+
+def language_model(which: str, device: str = "cpu") -> LanguageModel:
+    """Return model a, b, or s (the control: a with its weights shuffled)."""
+    model = load(MODELS[which], device)
+    return shuffled(model, SHUFFLE_SEED) if which == "s" else model
+
+
+def corpus_folder(folder: Path) -> Path:
+    """Return the folder of the token shards of the profile whose files are in `folder`."""
+    return ROOT / "artifacts" / "shared" / folder.name / "corpus"
+
+
+def settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what each trained dictionary is, by name: model, d_sae, l1, pre_encoder_bias."""
+    content: dict[str, dict[str, Any]] = read_json(_settings_path(folder))
+    return content
+
+
+def _settings_path(folder: Path) -> Path:
+    return folder / "dictionaries" / "settings.json"
+
+
+def names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the trained dictionaries."""
+    return tuple(settings(folder))
+
+
+@cache
+def load_dictionary(folder: Path, name: str, device: str = "cpu") -> Weights:
+    """Read a trained dictionary."""
+    return load_weights(folder / "dictionaries" / name, device)
+
+
+def sweeps(config: Parameters) -> dict[str, tuple[str, ...]]:
+    """Return which dictionaries train together, by a name for the sweep.
+
+    Those of one language model share its activations, but a dictionary that is a quarter of all the
+    work has a process of its own, so that no core waits for another for long. It sees the same
+    activations.
+    """
+    total = sum(one.d_sae for one in config.dictionaries.values())
+    found: dict[str, tuple[str, ...]] = {}
+    for name, one in config.dictionaries.items():
+        sweep = name if one.d_sae >= total / 4 else model_of(name)
+        found[sweep] = (*found.get(sweep, ()), name)
+    return dict(sorted(found.items(), key=lambda item: -_work(config, item[1])))
+
+
+def _work(config: Parameters, names: tuple[str, ...]) -> int:
+    return sum(config.dictionaries[name].d_sae for name in names)
+
+
+def train_sweep(sweep: str, config: Parameters, run: Run) -> Arrays:
+    """Train and save the dictionaries of one sweep; return their histories.
+
+    Raises Diverged when one of them does not train to an end.
+    """
+    which = model_of(sweep)
+    chosen = {name: config.dictionaries[name] for name in sweeps(config)[sweep]}
+    model = language_model(which, run.device)
+    shard = corpus_folder(run.folder) / "train.safetensors"
+    # Every model's dictionaries see other text first, as the paper's use different tokens.
+    seed = run.seed * len(MODELS) + list(MODELS).index(which)
+    stream = ActivationStream(model, load_contexts(shard), (SITE,), config.batch, seed)
+    jobs = [
+        Job(
+            name=name,
+            sae=StandardConfig(
+                d_in=model.d_mlp,
+                d_sae=one.d_sae,
+                l1=one.l1,
+                pre_encoder_bias=one.pre_encoder_bias,
+                seed=seed,
+            ),
+            lr=config.lr,
+            resampling=Resampling(inputs=config.resample_inputs),
+        )
+        for name, one in chosen.items()
+    ]
+    source = {"model": model.name, "corpus": shard_record(shard)["sha256"], "batch": config.batch}
+    checkpoint = Checkpoint(path=run.folder / "training" / f"{sweep}.safetensors")
+    trained = train(
+        jobs,
+        lambda start: (batch[SITE] for batch in stream.batches(start, config.steps)),
+        config.steps,
+        device=run.device,
+        record_every=max(1, config.steps // RECORDS),
+        checkpoint=checkpoint,
+        source={**source, "seed": seed},
+        label=f"dictionaries {sweep}",
+    )
+    if stopped := [name for name, one in trained.items() if one.diverged_at is not None]:
+        raise Diverged(f"dictionaries {', '.join(stopped)}")
+    for name, one in trained.items():
+        metadata = {"model_name": model.name, "hook_name": SITE.hook_name, "source": source}
+        settings = {**config.model_dump(mode="json"), "dictionaries": None}
+        save_sae(
+            run.folder / "dictionaries" / name,
+            one.sae.export(),
+            {**metadata, "dictionary": chosen[name].model_dump(mode="json"), "training": settings},
+        )
+    checkpoint.path.unlink(missing_ok=True)
+    return {
+        f"{name}_{key}": values
+        for name, one in trained.items()
+        for key, values in one.history.items()
+    }
+
+
+def run(config: Parameters, run: Run) -> Arrays:
+    """Train all dictionaries, sweeps side by side, the longest first; return their histories."""
+    histories = side_by_side(
+        {sweep: partial(train_sweep, sweep, config, run) for sweep in sweeps(config)},
+        workers(run.device, config.steps),
+    )
+    write_json(
+        _settings_path(run.folder),
+        {
+            name: {"model": model_of(name), **one.model_dump(mode="json")}
+            for name, one in config.dictionaries.items()
+        },
+    )
+    return {key: array for history in histories.values() for key, array in history.items()}
+
+
+def evaluate(config: Parameters, arrays: Arrays) -> Evaluation:
+    """Report how each training ended and what the resamplings did to the loss.
+
+    `spikes` are the losses of the entry after each resampling over those of the entry before.
+    """
+    metrics, curves = {}, {}
+    for name in config.dictionaries:
+        history = {
+            key: arrays[f"{name}_{key}"]
+            for key in ("step", "loss", "mse", "l0", "dead", "resampled")
+        }
+        at = np.flatnonzero(history["resampled"])
+        at = at[at > 0]
+        metrics[name] = {
+            **{key: history[key][-1] for key in ("loss", "mse", "l0", "dead")},
+            "resampled": history["resampled"].sum(),
+            "spikes": history["loss"][at] / history["loss"][at - 1],
+        }
+        curves[name] = history
+    return Evaluation(metrics, {"dictionary_training": {"curves": curves}})
+
+
+def draw(numbers: Mapping[str, Any]) -> Canvas:
+    """Loss, sparsity and dead features of every dictionary while it trains."""
+    fig, axes = subplots(1, 3, height=2.7)
+    curves = numbers["curves"]
+    panels = axes[0]
+    for axis, (key, title) in zip(
+        panels,
+        {"loss": "Loss", "l0": "Active features (L0)", "dead": "Dead features"}.items(),
+        strict=True,
+    ):
+        for number, (name, curve) in enumerate(curves.items()):
+            dashes = "-" if number < len(PALETTE) else "--"
+            axis.plot(
+                curve["step"],
+                curve[key],
+                dashes,
+                color=PALETTE[number % len(PALETTE)],
+                label=name,
+                linewidth=1,
+            )
+        axis.set_title(title)
+        axis.set_xlabel("Step")
+    for axis in panels[:2]:
+        axis.set_yscale("log")
+    panels[2].set_yscale("symlog")
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return fig
+
+
+EXPERIMENT = Experiment(
+    config=Parameters,
+    train=run,
+    evaluate=evaluate,
+    figures=(
+        Figure(
+            name="dictionary_training",
+            title="Training the dictionaries",
+            caption=(
+                "Loss, active features and dead features of every dictionary while it trains. "
+                "Four resamplings in the first tenth give dead features another start, at the cost "
+                "of a spike in the loss."
+            ),
+            original="Appendix 'Advice for Training Sparse Autoencoders' (described, not shown)",
+            draw=draw,
+        ),
+    ),
+)

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from made_up_dictionaries import NEURONS, SETTINGS, language_model, load_dictionary, make
+
+from papers.towards_monosemanticity import dictionaries
+from papers.towards_monosemanticity.firings import NEURONS as SITE
+from papers.towards_monosemanticity.firings import load_split
+from papers.towards_monosemanticity.loss_recovered import EXPERIMENT, Parameters, mean_neuron
+from shared.activations.sites import read, replaced_logits
+from shared.experiment import Run
+from shared.figures.style import use_style
+from shared.saes.weights import Weights
+from shared.stages import rounded
+
+CONFIG = Parameters(contexts=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield make(tmp_path_factory.mktemp("loss_recovered"), patch)
+
+
+@pytest.fixture(scope="module")
+def arrays(folder):
+    return EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
+
+
+@pytest.fixture(scope="module")
+def evaluation(arrays):
+    return EXPERIMENT.evaluate(CONFIG, arrays)
+
+
+def ids(folder):
+    return torch.from_numpy(load_split(folder, "score").tokens.astype(np.int64))
+
+
+def test_the_mean_neuron_leaves_out_position_zero(folder):
+    tokens = torch.from_numpy(load_split(folder, "select").tokens.astype(np.int64))
+    inner = read(language_model("a"), tokens, [SITE])[SITE][:, 1:]
+    torch.testing.assert_close(
+        mean_neuron(load_split(folder, "select"), "a"), inner.mean((0, 1)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_shuffled_model_is_left_out(arrays):
+    assert arrays["name"].tolist() == [name for name in SETTINGS if name[0] in "ab"]
+    assert all(len(arrays[key]) == len(arrays["name"]) for key in arrays)
+
+
+def test_a_dictionary_is_spliced_into_its_own_model(arrays, folder):
+    place = arrays["name"].tolist().index("b1")
+    model, weights = language_model("b"), load_dictionary(folder, "b1")
+
+    def replace(x):
+        return torch.cat([x[:, :1], weights.decode(weights.encode(x))[:, 1:]], 1)
+
+    logits = replaced_logits(model, ids(folder), SITE, replace)[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids(folder)[:, 1:].flatten())
+    assert arrays["spliced"][place] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_sparsity_is_that_of_the_firings(arrays, folder):
+    place = arrays["name"].tolist().index("a1")
+    split = load_split(folder, "score")
+    entries = split.features("a1")
+    tokens = split.tokens[:, 1:].size
+    assert arrays["l0"][place] == pytest.approx(entries.nnz / tokens, rel=1e-3)
+    assert arrays["l1_norm"][place] == pytest.approx(entries.sum() / tokens, rel=1e-3)
+
+
+def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_nothing(folder, monkeypatch):
+    eye = torch.eye(NEURONS)
+
+    def weights(folder, name):
+        decoder = eye if name == "a0" else torch.zeros_like(eye)
+        return Weights(eye, torch.zeros(NEURONS), decoder, torch.zeros(NEURONS), True)
+
+    monkeypatch.setattr(dictionaries, "load_dictionary", weights)
+    two = {name: SETTINGS[name] for name in ("a0", "a1")}
+    monkeypatch.setattr(dictionaries, "settings", lambda folder: two)
+    found = EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
+    np.testing.assert_allclose(found["recovered_zero"], [1, 0], atol=1e-5)
+    np.testing.assert_allclose(found["spliced"], [found["loss"][0], found["zero"][0]], rtol=1e-6)
+
+
+def test_series_follow_width_and_penalty(evaluation, arrays):
+    width = evaluation.metrics["width"]
+    assert width["dictionaries"] == ["a0", "a1", "a2"]
+    np.testing.assert_array_equal(width["recovered_zero"], arrays["recovered_zero"][:3])
+    penalty = evaluation.metrics["penalty"]["a12"]
+    assert penalty["l1"].tolist() == [0.1, 0.2, 0.4]
+    assert penalty["dictionaries"] == ["a0_l1", "a0", "a0_l2"]
+
+
+def test_models_are_reported_with_their_ablations(evaluation, arrays):
+    models = evaluation.metrics["model"]
+    assert set(models) == {"a", "b"}
+    place = arrays["name"].tolist().index("b1")
+    assert models["b"]["zero"] == arrays["zero"][place]
+
+
+def test_the_frontier_has_a_line_per_penalty(evaluation):
+    lines = evaluation.figures["l0_versus_loss"]["lines"]
+    assert [line["l1"] for line in lines] == [0.1, 0.2, 0.4]
+    assert lines[1]["d_sae"].tolist() == [12, 30, 50]
+
+
+def test_figures_draw(evaluation):
+    plotted = rounded(evaluation.figures)
+    with use_style():
+        for figure in EXPERIMENT.figures:
+            assert figure.draw(plotted[figure.name]).axes

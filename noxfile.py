@@ -16,7 +16,10 @@ nox.options.reuse_existing_virtualenvs = True
 
 PAPERS = sorted(path.parent.name for path in Path("papers").glob("*/claims.yaml"))
 SEEDS = (1, 2)  # the committed results are of base seed 0
-PEERS = ("tms-kit", "occhio")  # PyPI packages that train the same toy models
+PEERS = {  # PyPI packages that do the same work, by benchmark
+    "toy_models": ("tms-kit", "occhio"),
+    "sae_training": ("sae-lens", "dictionary-learning", "eai-sparsify"),
+}
 
 
 def install(session: nox.Session, extras: str = "") -> None:
@@ -92,16 +95,24 @@ def seeds(session: nox.Session, paper: str) -> None:
 
 
 @nox.session(default=False)
-def bench(session: nox.Session) -> None:
-    """Measure speed as ratios against named peers, each in an environment of its own (slow)."""
+@nox.parametrize("benchmark", PEERS, ids=list(PEERS))
+def bench(session: nox.Session, benchmark: str) -> None:
+    """Measure speed as ratios against named peers, each in an environment of its own (slow).
+
+    Arguments go to the benchmark, for instance: nox -s "bench(sae_training)" -- --short
+    """
     install(session, "repro")
+    if benchmark == "sae_training":
+        session.run("dvc", "repro", "shared/dvc.yaml:corpus@embedded")
     arguments = []
-    for peer in PEERS:
+    for peer in PEERS[benchmark]:
         environment = Path(session.create_tmp()).resolve() / peer
         python = environment / "bin" / "python"
         if not python.exists():
             session.run("python", "-m", "venv", str(environment))
-            # The torch of our lock, so that only the package differs.
-            session.run(str(python), "-m", "pip", "install", "torch==2.13.0", peer, external=True)
+        # The torch of our lock, so that only the package differs. A peer that cannot be installed
+        # fails when it is asked, and the benchmark says so.
+        pip = (str(python), "-m", "pip", "install", "torch==2.13.0", peer)
+        session.run(*pip, external=True, success_codes=[0, 1])
         arguments += ["--peer", f"{peer}={python}"]
-    session.run("python", "-m", "benchmarks.toy_models", *arguments, *session.posargs)
+    session.run("python", "-m", f"benchmarks.{benchmark}", *arguments, *session.posargs)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.measuring import compare, matmul_rate, parse_peers
 from benchmarks.peers.protocol import WARM_UP, Task, synchronise
 from papers.toy_superposition.inputs import SparseUniform
 from papers.toy_superposition.models import Architecture, ToyModels, create
@@ -180,28 +181,6 @@ def flops(setting: Setting) -> int:
     return 5 * 2 * setting.m * setting.n * setting.batch
 
 
-def matmul_rate(device: str, size: int = 2048, repeats: int = 5) -> float:
-    """Return the machine's best float32 rate, in operations per second, of a square product."""
-    a = torch.randn(size, size, device=device)
-    times = []
-    for _ in range(repeats + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        a @ a
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times[1:])
-
-
-def compare(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Return how many times faster we are: the median over the rounds, and their range."""
-    ratios = [their / my for my, their in zip(mine, theirs, strict=True)]
-    return {
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
-
-
 def measure(
     setting: Setting, peers: dict[str, Path], steps: int, rounds: int, device: str
 ) -> dict[str, Any]:
@@ -280,19 +259,6 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def parse_peers(values: Sequence[str]) -> dict[str, Path]:
-    """Read NAME=PYTHON pairs. Raises UserError for an unknown name or a missing interpreter."""
-    peers = {}
-    for value in values:
-        name, _, python = value.partition("=")
-        if name not in DRIVERS:
-            raise UserError(f"unknown peer {name!r}; there are: {', '.join(DRIVERS)}")
-        if not Path(python).is_file():
-            raise UserError(f"--peer {value}: no interpreter at {python!r}; give NAME=PYTHON")
-        peers[name] = Path(python).absolute()
-    return peers
-
-
 def main(
     peer: Annotated[
         list[str] | None,
@@ -306,7 +272,7 @@ def main(
 ) -> None:
     """Measure training of toy models against a loop, peers and the matmul rate."""
     try:
-        peers = parse_peers(peer or [])
+        peers = parse_peers(peer or [], DRIVERS)
         if threads is not None:
             torch.set_num_threads(threads)
         device = pick_device()

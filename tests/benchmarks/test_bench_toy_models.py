@@ -1,17 +1,17 @@
 import pytest
 import torch
 
+from benchmarks.measuring import compare, parse_peers
 from benchmarks.peers.protocol import load
 from benchmarks.toy_models import (
+    DRIVERS,
     SETTINGS,
     Setting,
-    compare,
     flops,
     loop,
     mean_loss,
     models_of,
     ours,
-    parse_peers,
     peer,
     table,
     task_of,
@@ -65,11 +65,11 @@ def test_models_of_a_task_have_its_importance():
 def test_peers_are_read_from_pairs(tmp_path):
     python = tmp_path / "python"
     python.touch()
-    assert parse_peers([f"occhio={python}"]) == {"occhio": python}
+    assert parse_peers([f"occhio={python}"], DRIVERS) == {"occhio": python}
     with pytest.raises(UserError, match="unknown peer 'other'; there are: tms-kit, occhio"):
-        parse_peers([f"other={python}"])
+        parse_peers([f"other={python}"], DRIVERS)
     with pytest.raises(UserError, match="no interpreter at ''; give NAME=PYTHON"):
-        parse_peers(["occhio"])
+        parse_peers(["occhio"], DRIVERS)
 
 
 def test_a_peer_that_fails_is_named_with_its_last_words(tmp_path):

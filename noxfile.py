@@ -95,7 +95,7 @@ def seeds(session: nox.Session, paper: str) -> None:
 
 
 @nox.session(default=False)
-@nox.parametrize("benchmark", PEERS, ids=list(PEERS))
+@nox.parametrize("benchmark", list(PEERS), ids=list(PEERS))
 def bench(session: nox.Session, benchmark: str) -> None:
     """Measure speed as ratios against named peers, each in an environment of its own (slow).
 

@@ -250,3 +250,11 @@ def test_the_command_line_is_light_to_import() -> None:
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert not loaded & {"torch", "matplotlib", "scipy", "transformers", "sae_lens"}
+
+
+def test_the_module_runs_as_the_command():
+    """The pipeline and the smoke session call it by its module."""
+    command = [sys.executable, "-m", "shared.cli", "check", "no_such_paper"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "no_such_paper" in result.stderr

@@ -69,7 +69,7 @@ def language_model(which: str, device: str = "cpu") -> LanguageModel:
     return LanguageModel(which, network, tokenizer, device)
 
 
-def load_dictionary(folder: Path, name: str) -> Weights:
+def load_dictionary(folder: Path, name: str, device: str = "cpu") -> Weights:
     generator = torch.Generator().manual_seed(len(name))
     decoder = torch.randn(FEATURES, NEURONS, generator=generator)
     decoder = decoder / decoder.norm(dim=1, keepdim=True)

@@ -67,7 +67,7 @@ def likely(seed):
     return Contexts(tokens.numpy().astype(np.uint16), made_up.labels, made_up.documents)
 
 
-def load_dictionary(folder, name):
+def load_dictionary(folder, name, device="cpu"):
     """Random features; the greater λ, the lower the encoder's bias. The last one never fires."""
     setting = SETTINGS[name]
     generator = torch.Generator().manual_seed(len(name) + setting["d_sae"])

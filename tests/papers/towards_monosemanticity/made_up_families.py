@@ -108,7 +108,7 @@ def language_model(which: str, device: str = "cpu") -> LanguageModel:
     return LanguageModel(which, network, TOKENIZER, device)
 
 
-def load_dictionary(folder: Path, name: str) -> Weights:
+def load_dictionary(folder: Path, name: str, device: str = "cpu") -> Weights:
     generator = torch.Generator().manual_seed(0)  # the same first directions for all
     size = len(rules(text(0))[name])
     decoder = torch.randn(40, NEURONS, generator=generator)[:size]

@@ -86,7 +86,9 @@ def save_contexts(path: Path, contexts: Contexts, record: dict[str, Any]) -> Non
         "labels": contexts.labels,
         "documents": contexts.documents,
     }
-    metadata = {"sha256": digest(contexts), "record": json.dumps(record, sort_keys=True)}
+    about = {**record, "sha256": digest(contexts)}
+    # One entry: safetensors writes several in any order, and a shard made again is the same bytes.
+    metadata = {"about": json.dumps(about, sort_keys=True)}
     with atomic(path) as temporary:
         save_file(arrays, temporary, metadata=metadata)
 
@@ -102,13 +104,13 @@ def load_contexts(path: Path) -> Contexts:
         raise UserError(f"no token shard at {path}: {again}")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
             contexts = Contexts(
                 *(file.get_tensor(key) for key in ("tokens", "labels", "documents"))
             )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): {again}") from None
-    if digest(contexts) != metadata.get("sha256"):
+    if digest(contexts) != about.get("sha256"):
         raise UserError(f"{path} does not match its hash: {again}")
     return contexts
 
@@ -116,5 +118,5 @@ def load_contexts(path: Path) -> Contexts:
 def shard_record(path: Path) -> dict[str, Any]:
     """Return the record of a shard's making and its hash, without reading its tokens."""
     with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-    return {**json.loads(metadata["record"]), "sha256": metadata["sha256"]}
+        about: dict[str, Any] = json.loads(file.metadata()["about"])
+    return about

@@ -55,3 +55,9 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
     with pytest.raises(UserError, match=r"train.safetensors.*dvc repro") as error:
         load_contexts(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_same_shard_is_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        save_contexts(tmp_path / name, contexts(), {"split": "train", "tokens": 15, "rates": {}})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

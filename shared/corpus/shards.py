@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shared.errors import UserError
-from shared.files import atomic
+from shared.files import ROOT, atomic
 
 
 @dataclass(frozen=True)
@@ -120,3 +120,8 @@ def shard_record(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="numpy") as file:
         about: dict[str, Any] = json.loads(file.metadata()["about"])
     return about
+
+
+def corpus_folder(profile: str) -> Path:
+    """Return the folder with the token shards of a profile, a file for every split."""
+    return ROOT / "artifacts" / "shared" / profile / "corpus"

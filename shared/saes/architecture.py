@@ -64,8 +64,13 @@ class Architecture(ABC):
         """Finish the initialisation, given the first activations of the stream."""
 
     @abstractmethod
-    def gradients(self, x: Float[Tensor, "batch d_in"]) -> tuple[dict[str, Tensor], Measured]:
-        """Return the gradient for every parameter, in its shape, and what was measured."""
+    def gradients(
+        self, x: Float[Tensor, "batch d_in"], penalty: float = 1.0
+    ) -> tuple[dict[str, Tensor], Measured]:
+        """Return the gradient for every parameter, in its shape, and what was measured.
+
+        `penalty` is the share of the sparsity penalty that is in force, in its warm-up.
+        """
 
     @abstractmethod
     def constrain(self) -> None:

@@ -98,9 +98,12 @@ class Standard(Architecture):
         return codes_of(torch.addmm(bias, inputs, weight.T).relu_())
 
     @torch.no_grad()
-    def gradients(self, x: Float[Tensor, "batch d_in"]) -> tuple[dict[str, Tensor], Measured]:
+    def gradients(
+        self, x: Float[Tensor, "batch d_in"], penalty: float = 1.0
+    ) -> tuple[dict[str, Tensor], Measured]:
         """Return the gradients, W_dec's without its component along each decoder row."""
         batch, config = len(x), self.config
+        l1 = config.l1 * penalty
         centred = self._centred(x)
         f = self._encode(centred)
         error = f.times(self.W_dec).add_(self.b_dec).sub_(x)
@@ -109,7 +112,7 @@ class Standard(Architecture):
         firings = f.firings()
 
         error.mul_(2 / (batch * config.d_in))  # now the gradient at x̂
-        slope = f.where_active(error, self.W_dec, plus=config.l1 / batch)  # and before the ReLU
+        slope = f.where_active(error, self.W_dec, plus=l1 / batch)  # and before the ReLU
         W_dec = f.transposed_times(error)
         along = torch.linalg.vecdot(W_dec, self.W_dec)
         W_dec.addcmul_(self.W_dec, along[:, None], value=-1)
@@ -124,7 +127,7 @@ class Standard(Architecture):
             "b_dec": b_dec,
         }
         scalars = {
-            "loss": mse + config.l1 * sparsity,
+            "loss": mse + l1 * sparsity,
             "mse": mse,
             "l1": sparsity,
             "l0": firings.sum() / batch,

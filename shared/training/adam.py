@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+EPSILON = 1e-8
 
 
 class Adam:
@@ -17,11 +17,18 @@ class Adam:
     Args:
         parameters: contiguous float32 tensors, changed in place.
         lr: the learning rate.
+        betas: the share of either moment that a step keeps.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], lr: float):
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
         self.parameters = parameters
         self.lr = lr
+        self.betas = betas
         self.mean = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         self.square = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         device = next(iter(parameters.values())).device
@@ -36,8 +43,8 @@ class Adam:
         }
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """Move every parameter, given its gradient."""
+    def step(self, gradients: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        """Move every parameter, given its gradient, at `scale` times the learning rate."""
         names = list(self.parameters)
         for steps in self.steps.values():
             steps += 1
@@ -49,9 +56,9 @@ class Adam:
             [self.square[name] for name in names],
             [],
             [self.steps[name] for name in names],
-            lr=self.lr,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
+            lr=self.lr * scale,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
             weight_decay=0.0,
             eps=EPSILON,
             amsgrad=False,

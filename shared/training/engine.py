@@ -1,8 +1,8 @@
 """Training a list of autoencoders on one stream of activations.
 
-Autoencoders of any widths, penalties and architectures share every batch, so that a sweep reads the
-language model once. Weights, optimiser state and losses are float32; matrix products are bfloat16
-where the hardware is faster at it.
+Autoencoders of any widths, penalties, architectures and sites share every batch, so that a sweep
+reads the language model once. Weights, optimiser state and losses are float32; matrix products are
+bfloat16 where the hardware is faster at it.
 
 A run depends on its jobs and its batches alone: nothing random outlives a step, so that a run that
 was killed goes on from its checkpoint to the same bytes, on the same machine with as many threads.
@@ -11,14 +11,15 @@ was killed goes on from its checkpoint to the same bytes, on the same machine wi
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -36,11 +37,18 @@ from shared.training.adam import Adam
 from shared.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from shared.training.resampling import Resampling, Share, dead_features, resample
 
-Batches = Callable[[int], Iterator[Float[Tensor, "batch d_in"]]]
-"""Given a number t ≥ 0: the batches of the stream from number t on, the same at every call."""
+Vectors = Mapping[str, Float[Tensor, "batch _"]]
+"""A batch: the activations of the same tokens at every site, by its name."""
+
+Batches = Callable[[int], Iterator[Vectors | Tensor]]
+"""Given a number t ≥ 0: the batches of the stream from number t on, the same at every call. Where
+every job has the same site, a batch may be its [batch, d_in] alone."""
 
 Entry = dict[str, float | int]
 """A row of a history."""
+
+WarmUp = Annotated[float, Field(ge=0, lt=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -50,8 +58,18 @@ class Job(Config):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     sae: SerializeAsAny[SaeConfig]
+    site: str = ""
+    """Which of the stream's activations it is trained on, where the stream has several."""
     lr: float = Field(gt=0, allow_inf_nan=False)
-    """Adam's learning rate, constant (the paper found no use in annealing, and names no number)."""
+    """Adam's learning rate. It is constant unless warmed up: Towards Monosemanticity found no use
+    in annealing."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Adam's."""
+    lr_warmup: WarmUp = 0
+    """Share of training over which the learning rate rises from a tenth, along a cosine, at the
+    start and after every resampling (Gated SAE, appendix D: 1,000 steps of 300,000)."""
+    penalty_warmup: WarmUp = 0
+    """Share of training over which the sparsity penalty rises from 0, linearly (JumpReLU SAE)."""
     dead_window: Share = 0.0125
     """A feature is dead that did not fire in this share of training (the paper: 12,500 of 1M steps,
     half the time between two resamplings)."""
@@ -80,6 +98,8 @@ class _Running:
     last_fired: Tensor
     window: int
     due: frozenset[int]
+    lr_warmup: int  # in steps, as is the next
+    penalty_warmup: int
     history: list[Entry] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     resampled: int = 0
@@ -104,7 +124,7 @@ def train(
     that looking ahead does not change their order.
 
     Args:
-        jobs: with different names and the same d_in.
+        jobs: with different names, and the same d_in where they have the same site.
         batches: the stream; batch number t is what step t trains on.
         steps: how many.
         device: where the autoencoders live; batches are moved there.
@@ -142,10 +162,10 @@ def train(
     )
     resumed = checkpoint is not None and checkpoint.path.exists()
     done = _restore(checkpoint, running, identity) if checkpoint is not None and resumed else 0
-    stream = _Stream(batches, done, steps, jobs[0].sae.d_in, device)
+    stream = _Stream(batches, done, steps, {job.site: job.sae.d_in for job in jobs}, device)
     if not resumed:
         for run in running:
-            run.sae.start(stream.ahead(1)[0])
+            run.sae.start(stream.ahead(1)[0][run.job.site])
     saved, saved_at = done, time.monotonic()
     with progress(label, steps) as advance:
         if done:
@@ -155,10 +175,10 @@ def train(
             for run in alive:
                 if done in run.due:
                     _resample(run, stream, done)
-            x = stream.take()
+            batch = stream.take()
             done += 1
             for run in alive:
-                _step(run, x, done)
+                _step(run, batch[run.job.site], done)
             if done % record_every == 0 or done == steps:
                 for run in alive:
                     _record(run, done)
@@ -184,9 +204,9 @@ def _check(jobs: Sequence[Job]) -> None:
     names = [job.name for job in jobs]
     if not jobs or len(set(names)) < len(names):
         raise UserError(f"jobs need names that differ, and these are {names}")
-    if len({job.sae.d_in for job in jobs}) > 1:
+    if len({(job.site, job.sae.d_in) for job in jobs}) > len({job.site for job in jobs}):
         widths = {job.name: job.sae.d_in for job in jobs}
-        raise UserError(f"jobs on one stream need the same d_in, and these have {widths}")
+        raise UserError(f"jobs on one site need the same d_in, and these have {widths}")
 
 
 def _create(job: Job, steps: int, device: str, matmul: torch.dtype) -> _Running:
@@ -194,75 +214,109 @@ def _create(job: Job, steps: int, device: str, matmul: torch.dtype) -> _Running:
     return _Running(
         job=job,
         sae=sae,
-        adam=Adam(sae.parameters, job.lr),
+        adam=Adam(sae.parameters, job.lr, job.betas),
         last_fired=torch.zeros(job.sae.d_sae, dtype=torch.int64, device=device),
         window=max(1, round(job.dead_window * steps)),
         due=frozenset(round(at * steps) for at in job.resampling.at)
         if job.resampling
         else frozenset(),
+        lr_warmup=round(job.lr_warmup * steps),
+        penalty_warmup=round(job.penalty_warmup * steps),
     )
 
 
 class _Stream:
     """The batches from one number on, which can be looked at before their turn."""
 
-    def __init__(self, batches: Batches, start: int, steps: int, d_in: int, device: str):
+    def __init__(
+        self, batches: Batches, start: int, steps: int, d_in: Mapping[str, int], device: str
+    ):
         self.number = start  # of the next batch to be drawn
         self.steps = steps
         self.d_in = d_in
         self.device = device
         self.drawn = iter(batches(start)) if start < steps else iter(())
-        self.waiting: deque[Tensor] = deque()
+        self.waiting: deque[Vectors] = deque()
 
-    def _draw(self) -> Tensor | None:
+    def _draw(self) -> Vectors | None:
         if self.number == self.steps:
             return None
         try:
-            x = next(self.drawn).to(self.device, torch.float32)
+            drawn = next(self.drawn)
         except StopIteration:
             raise UserError(
                 f"the stream ends after {self.number} batches of {self.steps}: "
                 f"train for fewer steps or on more text"
             ) from None
-        if x.dim() != 2 or x.shape[1] != self.d_in:
-            raise UserError(f"a batch has shape {tuple(x.shape)}, and jobs have d_in {self.d_in}")
+        found = dict.fromkeys(self.d_in, drawn) if isinstance(drawn, Tensor) else drawn
+        if missing := self.d_in.keys() - found.keys():
+            raise UserError(f"a job has site {min(missing)!r}, and the stream has {list(found)}")
+        batch = {
+            site: self._checked(found[site].to(self.device, torch.float32), d_in)
+            for site, d_in in self.d_in.items()
+        }
+        self.number += 1
+        return batch
+
+    def _checked(self, x: Tensor, d_in: int) -> Float[Tensor, "batch d_in"]:
+        if x.dim() != 2 or x.shape[1] != d_in:
+            raise UserError(f"a batch has shape {tuple(x.shape)}, and jobs have d_in {d_in}")
         # One sum is cheaper than a test of every entry, and no finite sum hides one that isn't.
         if not bool(x.sum().isfinite()):
             raise Diverged(f"activations of batch {self.number} are not finite")
-        self.number += 1
         return x
 
-    def take(self) -> Tensor:
+    def take(self) -> Vectors:
         """Return the next batch."""
-        x = self.waiting.popleft() if self.waiting else self._draw()
-        assert x is not None  # the engine takes no more than `steps`
-        return x
+        batch = self.waiting.popleft() if self.waiting else self._draw()
+        assert batch is not None  # the engine takes no more than `steps`
+        return batch
 
-    def ahead(self, vectors: int) -> list[Tensor]:
+    def ahead(self, vectors: int) -> list[Vectors]:
         """Return the next batches and leave them in their turn.
 
         They hold at least so many vectors, where that many are left.
         """
-        held = list(accumulate(len(x) for x in self.waiting))
-        while (not held or held[-1] < vectors) and (x := self._draw()) is not None:
-            self.waiting.append(x)
-            held.append(len(x) + (held[-1] if held else 0))
+        held = list(accumulate(map(_size, self.waiting)))
+        while (not held or held[-1] < vectors) and (batch := self._draw()) is not None:
+            self.waiting.append(batch)
+            held.append(_size(batch) + (held[-1] if held else 0))
         return list(self.waiting)[: bisect_left(held, vectors) + 1]
+
+
+def _size(batch: Vectors) -> int:
+    """Return the number of vectors at each site."""
+    return len(next(iter(batch.values())))
 
 
 def _resample(run: _Running, stream: _Stream, done: int) -> None:
     assert run.job.resampling is not None  # else nothing is due
     dead = dead_features(run.last_fired, done, run.window)
     generator = torch.Generator().manual_seed(run.job.sae.seed * 1_000_003 + done)
-    ahead = stream.ahead(run.job.resampling.inputs)
+    ahead = [batch[run.job.site] for batch in stream.ahead(run.job.resampling.inputs)]
     features = resample(run.sae, run.adam, dead, ahead, generator)
     run.last_fired[features] = done
     run.resampled += len(features)
 
 
+def warmed_lr(done: int, warmup: int, due: Collection[int]) -> float:
+    """Return the share of the learning rate that the step after `done` others takes.
+
+    It rises from 0.1 to 1 along half a cosine in the first `warmup` steps, and again after each of
+    the steps in `due` (Gated SAE, appendix D, which says so of resamplings and that there is a
+    warm-up at the start, not of which form).
+    """
+    since = done - max((at for at in due if at <= done), default=0)
+    if since >= warmup:
+        return 1.0
+    return 0.1 + 0.9 * (1 - math.cos(math.pi * since / warmup)) / 2
+
+
 def _step(run: _Running, x: Float[Tensor, "batch d_in"], done: int) -> None:
-    gradients, measured = run.sae.gradients(x)
-    run.adam.step(gradients)
+    before = done - 1
+    penalty = min(1.0, before / run.penalty_warmup) if run.penalty_warmup else 1.0
+    gradients, measured = run.sae.gradients(x, penalty)
+    run.adam.step(gradients, warmed_lr(before, run.lr_warmup, run.due))
     run.sae.constrain()
     run.last_fired.masked_fill_(measured.fired, done)
     for name, value in measured.scalars.items():

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from shared.saes.standard import StandardConfig
 from shared.saes.weights import weights_of
 from shared.training.adam import Adam
 from shared.training.checkpoint import Checkpoint
-from shared.training.engine import Job, train
+from shared.training.engine import Job, train, warmed_lr
 from shared.training.resampling import Resampling
 
 D_IN, D_SAE, BATCH = 8, 24, 64
@@ -29,9 +30,14 @@ def batches(start):
         yield batch(number)
 
 
-def job(name="one", lr=3e-3, resampling=None, dead_window=0.1, **changes):
+SETTINGS = ("site", "lr", "betas", "lr_warmup", "penalty_warmup", "resampling", "dead_window")
+
+
+def job(name="one", **changes):
+    settings = {"lr": 3e-3, "resampling": None, "dead_window": 0.1}
+    settings |= {key: changes.pop(key) for key in SETTINGS if key in changes}
     sae = StandardConfig(**{"d_in": D_IN, "d_sae": D_SAE, "l1": 0.02, "seed": 0} | changes)
-    return Job(name=name, sae=sae, lr=lr, resampling=resampling, dead_window=dead_window)
+    return Job(name=name, sae=sae, **settings)
 
 
 def weights(trained):
@@ -54,6 +60,28 @@ def test_training_is_gradient_adam_and_constraint_on_every_batch():
     assert_same(weights(found), sae.parameters)
 
 
+def test_warm_up_and_betas():
+    """The third of six steps has half the penalty; the first takes a tenth of the learning rate."""
+    warmed = job(betas=(0, 0.99), lr_warmup=0.5, penalty_warmup=4 / 6)
+    found = train([warmed], batches, 6, precision="float32")["one"]
+    sae = job().sae.create()
+    adam = Adam(sae.parameters, 3e-3, (0.0, 0.99))
+    sae.start(batch(0))
+    for number, scale in enumerate((0.1, 0.325, 0.775, 1.0, 1.0, 1.0)):
+        adam.step(sae.gradients(batch(number), min(1.0, number / 4))[0], scale)
+        sae.constrain()
+    for name, tensor in weights(found).items():
+        torch.testing.assert_close(tensor, sae.parameters[name])
+
+
+def test_the_learning_rate_is_warmed_up_again_after_resampling():
+    shares = [warmed_lr(done, 4, (10, 20)) for done in range(25)]
+    half = 0.5 * math.sqrt(0.5)
+    rise = [0.1, 0.1 + 0.9 * (0.5 - half), 0.55, 0.1 + 0.9 * (0.5 + half)]
+    assert shares == pytest.approx(rise + [1] * 6 + rise + [1] * 6 + rise + [1])
+    assert warmed_lr(0, 0, ()) == 1
+
+
 def test_jobs_do_not_touch_each_other():
     jobs = [
         job("small"),
@@ -64,6 +92,24 @@ def test_jobs_do_not_touch_each_other():
     for each in jobs:
         alone = train([each], batches, 30)[each.name]
         assert_same(weights(together[each.name]), weights(alone))
+
+
+def test_jobs_on_several_sites_train_as_they_would_alone():
+    def sites(start):
+        for number in range(start, 10**6):
+            yield {"here": batch(number), "there": batch(number)[:, :5] * 2, "unused": None}
+
+    def one_site(site, start):
+        return (each[site] for each in sites(start))
+
+    resampling = Resampling(at=(0.2,), inputs=100)
+    jobs = [job("a", site="here"), job("b", site="there", d_in=5, resampling=resampling)]
+    found = train(jobs, sites, 20)
+    for one in jobs:
+        alone = partial(one_site, one.site)
+        assert_same(weights(train([one], alone, 20)[one.name]), weights(found[one.name]))
+    with pytest.raises(UserError, match=r"a job has site '', and the stream has \['here'"):
+        train([job()], sites, 20)
 
 
 def test_it_learns():
@@ -119,9 +165,9 @@ def test_looking_ahead_does_not_change_the_order(monkeypatch):
     seen = []
     gradients = type(job().sae.create()).gradients
 
-    def spy(self, x):
+    def spy(self, x, penalty):
         seen.append(x.clone())
-        return gradients(self, x)
+        return gradients(self, x, penalty)
 
     monkeypatch.setattr(type(job().sae.create()), "gradients", spy)
     plain = train([job()], batches, 20)["one"]

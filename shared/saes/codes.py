@@ -4,7 +4,7 @@ Once an autoencoder is sparse, 99% of its activations are zero, and so is the gr
 CPU, products over the others alone are exact and an order of magnitude faster than dense ones, so
 that encoding is all that is left of the cost of a step. Where too many are active, as in the first
 steps, or on an accelerator, the products are dense. `codes_of` chooses, and both kinds have the
-same operations.
+same operations. Arithmetic entry by entry is done on `entries`, which `with_entries` takes back.
 """
 
 from __future__ import annotations
@@ -33,6 +33,19 @@ class DenseCodes:
     """Activations ≥ 0 as a matrix, in the precision of the matrix products."""
 
     f: Float[Tensor, "batch d_sae"]
+
+    @property
+    def entries(self) -> Float[Tensor, "batch d_sae"]:
+        """Return the entries that codes with the same support may hold other values in: all."""
+        return self.f
+
+    def with_entries(self, entries: Float[Tensor, "batch d_sae"]) -> DenseCodes:
+        """Return other values in the places of `entries`."""
+        return DenseCodes(entries)
+
+    def by_entry(self, vector: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+        """Return a number per feature so that it broadcasts with `entries`, in their precision."""
+        return vector.to(self.f.dtype)
 
     def times(self, matrix: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
         """Return f · matrix in float32."""
@@ -67,7 +80,10 @@ class DenseCodes:
 
 @dataclass(frozen=True)
 class SparseCodes:
-    """Activations that are not zero, row by row, and how to read them feature by feature."""
+    """Activations that are not zero, row by row, and how to read them feature by feature.
+
+    Those that `with_entries` returns may be zero, or negative where they are gradients.
+    """
 
     values: Float[Tensor, " active"]
     rows: Int[Tensor, " active"]
@@ -75,6 +91,19 @@ class SparseCodes:
     row_starts: Int[Tensor, " rows_and_one"]
     by_feature: Int[Tensor, " active"]
     feature_starts: Int[Tensor, " features_and_one"]
+
+    @property
+    def entries(self) -> Float[Tensor, " active"]:
+        """Return the entries that codes with the same support may hold other values in."""
+        return self.values
+
+    def with_entries(self, entries: Float[Tensor, " active"]) -> SparseCodes:
+        """Return other values in the places of `entries`."""
+        return replace(self, values=entries)
+
+    def by_entry(self, vector: Float[Tensor, " d_sae"]) -> Float[Tensor, " active"]:
+        """Return a number per feature so that it broadcasts with `entries`."""
+        return vector[self.features]
 
     def times(self, matrix: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
         """Return f · matrix."""
@@ -97,7 +126,9 @@ class SparseCodes:
             self.row_starts, self.features, self.values, shape, check_invariants=False
         )
         products = torch.sparse.sampled_addmm(pattern, rows, matrix.T, beta=0.0).values()
-        return replace(self, values=products + plus)
+        return self.with_entries(
+            torch.ops.aten.threshold_backward(products.add_(plus), self.values, 0)
+        )
 
     def feature_sums(self) -> Float[Tensor, " d_sae"]:
         """Return the sum over the batch."""
@@ -111,7 +142,8 @@ class SparseCodes:
 
     def firings(self) -> Float[Tensor, " d_sae"]:
         """Return in how many rows each feature is active."""
-        return self.feature_starts.diff().float()
+        size = len(self.feature_starts) - 1
+        return torch.bincount(self.features, self.values != 0, size).float()
 
 
 Codes = DenseCodes | SparseCodes
@@ -149,6 +181,31 @@ def codes_of(f: Float[Tensor, "batch d_sae"]) -> Codes:
     batch, d_sae = f.shape
     rows = places // d_sae
     features = places - rows * d_sae
+    return _sparse(values, rows, features, (batch, d_sae))
+
+
+def codes_at(
+    values: Float[Tensor, "batch k"], features: Int[Tensor, "batch k"], d_sae: int
+) -> Codes:
+    """Return codes that are `values` ≥ 0 at the `features` of each row, which differ, and else 0.
+
+    The form is the faster one, whatever the values.
+    """
+    batch, k = values.shape
+    if values.device.type != "cpu" or not values.numel() or k > SPARSE_BELOW * d_sae:
+        return DenseCodes(values.new_zeros(batch, d_sae).scatter_(1, features, values))
+    rows = torch.arange(batch).repeat_interleave(k)
+    return _sparse(values.reshape(-1).float(), rows, features.reshape(-1), (batch, d_sae))
+
+
+def _sparse(
+    values: Float[Tensor, " active"],
+    rows: Int[Tensor, " active"],
+    features: Int[Tensor, " active"],
+    shape: tuple[int, int],
+) -> SparseCodes:
+    """Return codes of this shape, given their entries row by row."""
+    batch, d_sae = shape
     keys = features.numpy()
     # NumPy sorts 16-bit integers in linear time.
     by_feature = np.argsort(keys.astype(np.uint16) if d_sae <= 2**16 else keys, kind="stable")

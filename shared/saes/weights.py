@@ -24,6 +24,8 @@ from shared.saes.architecture import Exported
 CONFIG, TENSORS = "cfg.json", "sae_weights.safetensors"
 FORMAT = "6.0.0"
 """The version of SAELens whose format this is; without one, it would take the file for older."""
+STANDARD = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""The tensors of a standard autoencoder."""
 
 
 class Weights(NamedTuple):
@@ -74,8 +76,15 @@ def save_sae(folder: Path, exported: Exported, metadata: Mapping[str, Any]) -> N
     write_json(folder / CONFIG, {**exported.config, "metadata": stored})
 
 
-def load_weights(folder: Path, device: str = "cpu") -> Weights:
-    """Read a standard autoencoder that this package or SAELens has written.
+def read_sae(
+    folder: Path, architectures: Mapping[str, tuple[str, ...]], device: str = "cpu"
+) -> Exported:
+    """Read an autoencoder that this package or SAELens has written, in float32.
+
+    Args:
+        folder: with both files.
+        architectures: those that may stand there, and the names of the tensors of each.
+        device: where the tensors shall be.
 
     Raises:
         UserError: the folder holds none, or a damaged one, or one of another kind.
@@ -90,19 +99,39 @@ def load_weights(folder: Path, device: str = "cpu") -> Weights:
         ) from error
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder} is damaged ({error}): train or fetch it again") from error
-    expected = {"architecture": "standard", "normalize_activations": "none"}
-    for key, value in expected.items():
-        if config.get(key) != value:
+    if not isinstance(config, dict):
+        raise UserError(f"{folder} is damaged ({CONFIG} is no object): train or fetch it again")
+    expected = {"architecture": tuple(architectures), "normalize_activations": ("none",)}
+    for key, values in expected.items():
+        if config.get(key) not in values:
             raise UserError(
-                f"{folder / CONFIG} has {key} {config.get(key)}: only {value} is read here"
+                f"{folder / CONFIG} has {key} {config.get(key)}: only {', '.join(values)} "
+                f"{'is' if len(values) == 1 else 'are'} read here"
             )
-    d_in, d_sae = config.get("d_in"), config.get("d_sae")
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    for name, shape in shapes.items():
+    names = architectures[config["architecture"]]
+    for name in names:
+        shape = tuple(config.get(dimension) for dimension in _dimensions(name))
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise UserError(
                 f"{folder / TENSORS} lacks a {name} of shape {shape}, which {CONFIG} promises: "
                 f"train or fetch it again"
             )
-    ready = {name: tensors[name].float() for name in shapes}
-    return weights_of(Exported({"apply_b_dec_to_input": True} | config, ready))
+    return Exported(
+        {"apply_b_dec_to_input": True} | config, {name: tensors[name].float() for name in names}
+    )
+
+
+def _dimensions(name: str) -> tuple[str, ...]:
+    """Return the shape that a tensor of this name has in every architecture."""
+    if name.startswith("W_"):
+        return ("d_sae", "d_in") if name == "W_dec" else ("d_in", "d_sae")
+    return ("d_in",) if name == "b_dec" else ("d_sae",)
+
+
+def load_weights(folder: Path, device: str = "cpu") -> Weights:
+    """Read a standard autoencoder that this package or SAELens has written.
+
+    Raises:
+        UserError: the folder holds none, or a damaged one, or one of another kind.
+    """
+    return weights_of(read_sae(folder, {"standard": STANDARD}, device))

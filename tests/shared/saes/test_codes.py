@@ -72,3 +72,22 @@ def test_more_features_than_sixteen_bits_count():
     assert isinstance(codes, SparseCodes)
     assert codes.values[codes.by_feature].tolist() == [1, 2, 3]
     assert codes.feature_sums()[[70, 2**16 + 1]].tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
+def test_other_values_in_the_same_places(share, monkeypatch):
+    monkeypatch.setattr("shared.saes.codes.SPARSE_BELOW", share)
+    f, vector = activations(), torch.linspace(-1, 1, 40)
+    codes = codes_of(f)
+    scaled = codes.with_entries(codes.entries * codes.by_entry(vector))
+    assert torch.equal(dense(scaled, f.shape), f * vector)
+    # An activation that is now zero is no longer one.
+    low = codes.with_entries(torch.relu(codes.entries - 0.6))
+    expected = torch.relu(f - 0.6)
+    assert 0 < (expected > 0).sum() < (f > 0).sum()
+    assert torch.equal(low.firings(), (expected > 0).sum(0).float())
+    rows, matrix = torch.randn(12, 6), torch.randn(40, 6)
+    torch.testing.assert_close(low.times(matrix), expected @ matrix)
+    torch.testing.assert_close(low.transposed_times(rows), expected.T @ rows)
+    slope = dense(low.where_active(rows, matrix, plus=0.5), f.shape)
+    torch.testing.assert_close(slope, torch.where(expected > 0, rows @ matrix.T + 0.5, 0))

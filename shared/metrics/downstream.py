@@ -97,13 +97,22 @@ class Downstream:
             UserError: the model does not have the site.
         """
         mean = self._mean.to(tokens.device)[None, None]
-        clean = self._model.logits(tokens)[:, :-1].log_softmax(-1)
-        sums = [(_cross_entropy(tokens, clean), 0.0)]
+        clean = self._model.logits(tokens)[:, :-1]
+        clean_lse = clean.logsumexp(-1)
+        p = (clean - clean_lse[..., None]).exp_()
+        sums = [(_cross_entropy(tokens, clean, clean_lse), 0.0)]
         for replacement in (torch.zeros_like(mean), mean, *reconstructions):
-            logits = replaced_logits(self._model, tokens, self._site, _after_first(replacement))
-            log_q = logits[:, :-1].log_softmax(-1)
-            divergence = (clean.exp() * (clean - log_q)).sum(dtype=torch.float64)
-            sums.append((_cross_entropy(tokens, log_q), float(divergence)))
+            replaced = replaced_logits(self._model, tokens, self._site, _after_first(replacement))
+            logits = replaced[:, :-1]
+            lse = logits.logsumexp(-1)
+            # Σ p (log p − log q); differences first, so that no large numbers cancel.
+            divergence = torch.linalg.vecdot(p, clean - logits) - (clean_lse - lse)
+            sums.append(
+                (
+                    _cross_entropy(tokens, logits, lse),
+                    float(divergence.sum(dtype=torch.float64)),
+                )
+            )
         found = np.array(sums)
         self._sums = found if self._sums is None else self._sums + found
         self._predicted += tokens[:, 1:].numel()
@@ -117,7 +126,13 @@ class Downstream:
 
 
 def _cross_entropy(
-    tokens: Int64[Tensor, "batch length"], log_p: Float[Tensor, "batch length-1 vocab"]
+    tokens: Int64[Tensor, "batch length"],
+    logits: Float[Tensor, "batch length-1 vocab"],
+    lse: Float[Tensor, "batch length-1"],
 ) -> float:
-    """Return the summed loss, in nats, of all tokens but the first of each context."""
-    return float(-log_p.gather(-1, tokens[:, 1:, None]).sum(dtype=torch.float64))
+    """Return the summed loss, in nats, of all tokens but the first of each context.
+
+    `lse` is the logsumexp of the logits.
+    """
+    correct = logits.gather(-1, tokens[:, 1:, None])[..., 0]
+    return float((lse - correct).sum(dtype=torch.float64))

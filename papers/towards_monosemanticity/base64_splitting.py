@@ -1,10 +1,10 @@
 """Base64: one feature becomes several, and each turns out to mean something.
 
-Section "Phenomenology", "'Bugs' are Features Too", bug 2: A/0's base64 feature becomes three in A/1
-that seem to mean the same, until one is found to fire on letters, one on digits, and one on base64
-that encodes ASCII text. Children are the features of A/1 that a masked cosine above 0.4 joins to
-the base64 feature of A/0, as in `splitting`. The parent, its children, their order, and which of
-them prefers what are chosen on `select`; all shares are measured on `score`.
+Section "Phenomenology", "Features which seemed like Bugs", bug 2: A/0's base64 feature becomes
+three in A/1 that seem to mean the same, until one is found to fire on letters, one on digits, and
+one on base64 that encodes ASCII text. Children are the features of A/1 that a masked cosine above
+0.4 joins to the base64 feature of A/0, as in `splitting`. The parent, its children, their order,
+and which of them prefers what are chosen on `select`; all shares are measured on `score`.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ EXPERIMENT = Experiment(
             "children are those that prefer digits, letters and encoded ASCII on the other split, "
             "then the most frequent. (c) Share of the parent's tokens on which at least one of "
             "its first children fires, in the order chosen on the other split.",
-            original='section "Phenomenology", "\'Bugs\' are Features Too", bug 2',
+            original='section "Phenomenology", "Features which seemed like Bugs", bug 2',
             draw=draw,
         ),
     ),

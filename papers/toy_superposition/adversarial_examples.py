@@ -1,6 +1,6 @@
 """I: superposition makes models vulnerable to adversarial examples.
 
-Section "The Relationship to Adversarial Robustness": L2 attacks of a tenth of the mean input norm
+Section "Relationship to Adversarial Robustness": L2 attacks of a tenth of the mean input norm
 on the models of E, along (WᵀW)_i, the direction in which an input moves output i most. And the
 remark that adversarial training removes superposition, once its attacks reach about 80% of the
 input norm (text only), on small models.
@@ -277,7 +277,7 @@ EXPERIMENT = Experiment(
             "under the one L2 attack along a (WᵀW)_i, of 10% of the mean input norm, that harms "
             "most, as a multiple of that of a model without superposition (a); features per "
             "dimension (b); one against the other (c).",
-            original="section 'The Relationship to Adversarial Robustness', figure",
+            original="section 'Relationship to Adversarial Robustness', figure",
             draw=draw,
         ),
         Figure(
@@ -286,7 +286,7 @@ EXPERIMENT = Experiment(
             caption="Models of n = 20 features in m = 5 dimensions, 90% sparse, trained on attacks "
             "along (WᵀW)_i for a random i: means over restarts. Dotted: one feature per dimension, "
             "and the 80% at which the paper finds no superposition left.",
-            original="section 'The Relationship to Adversarial Robustness', text",
+            original="section 'Relationship to Adversarial Robustness', text",
             draw=draw_training,
         ),
     ),

@@ -306,7 +306,7 @@ EXPERIMENT = Experiment(
             "Top: two correlated pairs; middle: two anticorrelated pairs; bottom: three "
             "correlated pairs. Five restarts of each, equally spaced from the lowest loss to the "
             "highest.",
-            original="section 'Correlated Features', 'Organization of correlated features'",
+            original="section 'Correlated and Anticorrelated Features', 'Organization'",
             draw=draw,
         ),
         Figure(

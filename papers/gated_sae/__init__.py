@@ -1,0 +1,1 @@
+"""Improving Dictionary Learning with Gated Sparse Autoencoders (2024), and JumpReLU."""

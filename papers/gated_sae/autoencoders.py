@@ -1,0 +1,135 @@
+"""The autoencoders of one MLP layer's neurons, which most figures of the paper are about.
+
+Sections 4.1 and 5: fronts of a one-layer model's MLP neurons (the paper's model is GELU-1L, ours
+the bundled one-layer ReLU model), with the ablations, the rescale-and-shift of a frozen baseline,
+and beside them JumpReLU, TopK and SAELens' own gated autoencoder. Those of one seed see the same
+activations in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pydantic import Field
+
+from papers.gated_sae.methods import BETAS, Planned, Training, endings, joined, plan, train_and_save
+from papers.gated_sae.rescaled_baseline import RescaledConfig
+from papers.gated_sae.sae_lens_gated import variants
+from shared.activations.sites import Site, width
+from shared.activations.stream import ActivationStream
+from shared.corpus.shards import corpus_folder, load_contexts, shard_record
+from shared.experiment import Arrays, Experiment, Run
+from shared.language_models.load import load
+from shared.parallel import side_by_side, workers
+from shared.training.engine import Job
+
+FROZEN = "baseline_equal"  # what rescale-and-shift starts from
+FAMILIES = {
+    "gated": ("gated", "gated_unfrozen", "gated_no_r_mag", "gated_untied"),
+    "plain": ("baseline", FROZEN, "jumprelu", "topk"),
+}
+"""What trains together, in a process of its own; "sae_lens" is a family too."""
+
+
+class Parameters(Training):
+    """What a profile sets."""
+
+    model: str
+    site: str
+    """Written as in "blocks.0.mlp_post"."""
+    seeds: int = Field(ge=1)
+    """Trainings of every method and penalty."""
+    rescaled_steps: int = Field(ge=1)
+    """Of rescale-and-shift, which trains two numbers per latent."""
+    rescaled_lr: float = Field(gt=0)
+    sae_lens: tuple[int, ...]
+    """Penalties of "gated", by number, at which SAELens' own class is trained, of one seed."""
+    sae_lens_path: tuple[int, ...]
+    """Those at which what lies between that class and ours is trained too."""
+
+
+def plan_family(family: str, config: Parameters, d_in: int, seed: int) -> list[Planned]:
+    """Return what is trained of a family with one seed."""
+    site = Site.parse(config.site)
+    if family != "sae_lens":
+        chosen = [method for method in FAMILIES[family] if method in config.methods]
+        return [one for method in chosen for one in plan(method, config, site, d_in, seed)]
+    found = []
+    for number, one in enumerate(plan("gated_unfrozen", config, site, d_in, seed)):
+        path = variants(one.job)
+        if number not in config.sae_lens_path:
+            path = {"sae_lens_gated": path["sae_lens_gated"]}
+        if number in config.sae_lens:
+            found += [one.renamed(method, job) for method, job in path.items()]
+    return found
+
+
+def plan_rescaled(frozen: Sequence[Planned], config: Parameters, folder: Path) -> list[Planned]:
+    """Return the rescale-and-shift of baselines that are trained and saved in a folder."""
+    return [
+        one.renamed(
+            "rescaled",
+            Job(
+                name=one.job.name,
+                sae=RescaledConfig(
+                    **one.job.sae.model_dump(include={"d_in", "d_sae", "seed"}),
+                    frozen=folder / one.job.name,
+                ),
+                site=one.job.site,
+                lr=config.rescaled_lr,
+                betas=BETAS,
+                resampling=None,
+            ),
+        )
+        for one in frozen
+    ]
+
+
+def train_family(family: str, place: int, config: Parameters, run: Run) -> Arrays:
+    """Train and save the autoencoders of one family and one of the run's seeds."""
+    model, site = load(config.model, run.device), Site.parse(config.site)
+    d_in = width(model, site)
+    shard = corpus_folder(run.folder.name) / "train.safetensors"
+    seed = run.seed * config.seeds + place
+    stream = ActivationStream(model, load_contexts(shard), (site,), config.batch, seed)
+    source = {
+        "corpus": shard_record(shard)["sha256"],
+        "batch": config.batch,
+        "seed": seed,
+    }
+
+    def trained(planned: list[Planned], steps: int, label: str) -> Arrays:
+        return train_and_save(
+            planned,
+            lambda start: (batch[site] for batch in stream.batches(start, steps)),
+            steps,
+            run,
+            "autoencoders",
+            config.model,
+            source,
+            f"{label}_{seed}",
+        )
+
+    planned = plan_family(family, config, d_in, seed)
+    table = trained(planned, config.steps, family)
+    frozen = [one for one in planned if one.method == FROZEN]
+    if not frozen:
+        return table
+    rescaled = plan_rescaled(frozen, config, run.folder / "autoencoders")
+    return joined([table, trained(rescaled, config.rescaled_steps, "rescaled")])
+
+
+def run(config: Parameters, run: Run) -> Arrays:
+    """Train all autoencoders, families and seeds side by side; return a table of them."""
+    chosen = [("sae_lens", 0)] if config.sae_lens else []  # the longest first
+    chosen += [(family, place) for family in FAMILIES for place in range(config.seeds)]
+    tables = side_by_side(
+        {key: partial(train_family, *key, config, run) for key in chosen},
+        workers(run.device, config.steps * len(chosen)),
+    )
+    return joined(tables.values())
+
+
+EXPERIMENT = Experiment(config=Parameters, train=run, evaluate=endings, figures=())

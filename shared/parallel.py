@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Hashable, Mapping
@@ -70,6 +71,7 @@ def _start(parent: Connection, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    gc.freeze()  # spares every later collection the many objects of PyTorch
 
 
 def _end_with(parent: Connection) -> None:

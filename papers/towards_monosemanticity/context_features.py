@@ -12,20 +12,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from scipy.sparse import csc_matrix
-from scipy.stats import rankdata
 
 from papers.towards_monosemanticity.dictionaries import language_model, load_dictionary, model_of
 from papers.towards_monosemanticity.examples import interval_of
 from papers.towards_monosemanticity.firings import Split, load_split
 from papers.towards_monosemanticity.logit_weights import logit_weights
 from papers.towards_monosemanticity.proxies import CONTEXTS, Proxies, Text
-from papers.towards_monosemanticity.summaries import column, labelled, shown
+from papers.towards_monosemanticity.summaries import column, labelled
+from papers.towards_monosemanticity.tokens import pretty
 from shared.corpus.tokenizer import token_bytes
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
 from shared.figures.style import PALETTE, panel_labels, subplots
@@ -54,6 +55,7 @@ NAMES = {
 SUMS = ("tokens", "x", "y", "xx", "yy", "xy", "proxy", "label")
 BLOCK = 64  # columns of a large matrix that are correlated at a time
 TOP_TOKENS = 6
+TOP_WIDTH = 28  # characters of them that a title holds
 LOGIT_BINS = 40
 
 
@@ -153,7 +155,7 @@ def run(config: Parameters, run: Run) -> Arrays:
         "dictionary": np.array(config.dictionary),
         "label_of_document": labels_of_documents(score),
         "frequent": np.flatnonzero(frequent),
-        "table": np.array([shown(token) for token in table]),
+        "table": np.array([pretty(token, drawable=True) for token in table]),
     }
     with progress("context features", len(CONTEXTS) + 2) as advance:
         targets = np.column_stack([target(c, proxies.scores(c, text)) for c in CONTEXTS])
@@ -245,6 +247,8 @@ def auc(values: Float[np.ndarray, " some"], positive: Bool[np.ndarray, " some"])
 
     NaN without positives or without negatives.
     """
+    from scipy.stats import rankdata  # a second, and drawing does without
+
     count = int(positive.sum())
     above = rankdata(values)[positive].sum() - count * (count + 1) / 2
     return float(ratio(above, count * (len(values) - count)))
@@ -433,7 +437,7 @@ def draw_feature(data: Mapping[str, Any]) -> Canvas:
     purity.axvspan(edges[-1] * 2 / 3, edges[-1], color="0.93", linewidth=0, zorder=0)
     purity.set(xlabel=activation, ylabel="share in context")
     purity.set(ylim=(-0.03, 1.05), xlim=(edges[0], edges[-1]))
-    purity.legend(loc="lower right", title=f"$r$ with proxy {_number(data['correlation'])}")
+    purity.legend(loc="best", title=f"$r$ with proxy {_number(data['correlation'])}")
 
     bins = plotted(data["logit_edges"])
     names = ("tokens in context", "others")
@@ -441,7 +445,8 @@ def draw_feature(data: Mapping[str, Any]) -> Canvas:
         logits.stairs(plotted(part), bins, fill=True, color=colour, alpha=0.7, label=name)
     logits.set(yscale="log", ylim=(0.6, None), ylabel="tokens", xlabel="logit weight")
     logits.locator_params(axis="x", nbins=6)
-    top = " ".join(data["top_tokens"])
+    longer = accumulate(data["top_tokens"], "{} {}".format)
+    *_, top = [""] + [words for words in longer if len(words) <= TOP_WIDTH]
     logits.set_title(f"highest: {top}", fontsize=6.5, loc="right", parse_math=False)
     logits.legend(loc="upper right", title=f"AUC {_number(data['auc'])}")
     panel_labels(axes)

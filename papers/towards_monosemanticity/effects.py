@@ -35,8 +35,8 @@ from papers.towards_monosemanticity.dictionaries import language_model, load_dic
 from papers.towards_monosemanticity.examples import interval_of
 from papers.towards_monosemanticity.firings import NEURONS, Split, load_split
 from papers.towards_monosemanticity.proxies import Proxies, Text
-from papers.towards_monosemanticity.summaries import DRAWABLE, column, labelled
-from papers.towards_monosemanticity.tokens import END_OF_TEXT
+from papers.towards_monosemanticity.summaries import column, labelled
+from papers.towards_monosemanticity.tokens import DRAWABLE, END_OF_TEXT
 from shared.corpus.tokenizer import token_bytes
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
 from shared.figures.style import PALETTE, subplots

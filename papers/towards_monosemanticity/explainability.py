@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from scipy.sparse import csc_matrix
-from scipy.stats import mannwhitneyu
 
 from papers.towards_monosemanticity import dictionaries, firings, simulator
 from papers.towards_monosemanticity.examples import (
@@ -409,6 +408,8 @@ def scores(arrays: Arrays, group: str) -> dict[str, Float[np.ndarray, "seeds uni
 
 def p_value(one: Float[np.ndarray, " units"], other: Float[np.ndarray, " units"]) -> float:
     """Return the two-sided p of Mann and Whitney's test that neither group tends to be larger."""
+    from scipy.stats import mannwhitneyu  # a second, and drawing does without
+
     return float(mannwhitneyu(one, other, alternative="two-sided").pvalue)
 
 

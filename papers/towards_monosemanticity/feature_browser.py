@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 import numpy as np
 import torch
 import typer
@@ -40,7 +39,7 @@ from papers.towards_monosemanticity.examples import (
     with_windows,
 )
 from papers.towards_monosemanticity.logit_weights import logit_weights
-from papers.towards_monosemanticity.rating_form import script_json
+from papers.towards_monosemanticity.rating_form import INTERVALS, page
 from papers.towards_monosemanticity.summaries import COMMON_LABELS, descriptions, mass
 from papers.towards_monosemanticity.tokens import END_OF_TEXT, pretty, unigram_counts
 from shared.activations.sites import Site, read
@@ -53,9 +52,6 @@ from shared.language_models.load import LanguageModel
 from shared.metrics.correlation import pearson
 from shared.progress import progress
 from shared.stages import guard
-
-INTERVALS = 11
-"""Intervals of activation, evenly spaced between 0 and the maximum, as in the paper's interface."""
 
 BARS = 30
 """Bars of a histogram."""
@@ -351,14 +347,7 @@ def _weights(tokens: Int[np.ndarray, " some"], row: np.ndarray) -> list[list[Any
 
 def render(shown: Mapping[str, Any]) -> str:
     """Return the page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    template = environment.get_template("feature_browser.html.j2")
-    return template.render(data=script_json(shown), shown=shown)
+    return page("feature_browser.html.j2", shown, shown=shown)
 
 
 def main(
@@ -370,9 +359,9 @@ def main(
 
     def write() -> None:
         folder = into / "artifacts" / "towards_monosemanticity" / profile
-        page = into / "results" / "towards_monosemanticity" / profile / "features.html"
-        write_text(page, render(content(folder, Settings(features=features))))
-        typer.echo(f"wrote {page}, {page.stat().st_size / 1e6:.1f} MB")
+        target = into / "results" / "towards_monosemanticity" / profile / "features.html"
+        write_text(target, render(content(folder, Settings(features=features))))
+        typer.echo(f"wrote {target}, {target.stat().st_size / 1e6:.1f} MB")
 
     guard(write)
 

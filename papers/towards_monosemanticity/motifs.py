@@ -1,9 +1,9 @@
 """Feature motifs: features for a token, for a token in a context, for a context, for a trigram.
 
-Sections "Phenomenology", "Feature Motifs" and "'Bugs' are Features Too", bug 1: small dictionaries
-have features for single tokens, larger ones have several features for the same common token, each
-in another context. What a feature is about (token, token before, label, next token) is chosen on
-`select`; whether it is, is measured on `score`.
+Sections "Phenomenology", "Feature Motifs" and "Features which seemed like Bugs", bug 1: small
+dictionaries have features for single tokens, larger ones have several features for the same common
+token, each in another context. What a feature is about (token, token before, label, next token) is
+chosen on `select`; whether it is, is measured on `score`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from papers.towards_monosemanticity import dictionaries
 from papers.towards_monosemanticity.examples import Text, unit
 from papers.towards_monosemanticity.explainability import is_single_token
 from papers.towards_monosemanticity.firings import Split, load_split
-from papers.towards_monosemanticity.summaries import alive, entry_columns, mass, shares, shown
-from papers.towards_monosemanticity.tokens import END_OF_TEXT, unigram_counts
+from papers.towards_monosemanticity.summaries import alive, entry_columns, mass, shares
+from papers.towards_monosemanticity.tokens import END_OF_TEXT, pretty, unigram_counts
 from shared.corpus.documents import LABELS
 from shared.corpus.tokenizer import token_bytes
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
@@ -190,7 +190,7 @@ def run(config: Parameters, run: Run) -> Arrays:
     commonest = np.argsort(-counts, kind="stable")[:COMMONEST]
     arrays: Arrays = {
         "commonest": commonest,
-        "vocabulary": np.array([shown(word) for word in words], dtype=np.str_),
+        "vocabulary": np.array([pretty(word, drawable=True) for word in words], dtype=np.str_),
         "the": np.array(words.index(THE) if THE in words else END_OF_TEXT),
         "label_base": np.bincount(kinds_of_text(score), minlength=len(LABELS)) / score.tokens.size,
     }

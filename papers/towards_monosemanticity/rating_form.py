@@ -49,7 +49,7 @@ from shared.files import ROOT, read_json, write_json, write_text
 from shared.stages import guard
 
 INTERVALS = 11
-"""Intervals of activation of the human rating, evenly spaced between 0 and the maximum."""
+"""Intervals of activation of the human rating and of the paper's interface, evenly spaced."""
 
 RUBRIC = {
     "confidence": (3, "How confident are you in this interpretation?"),
@@ -194,16 +194,20 @@ def build(folder: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, A
 
 def render(content: Mapping[str, Any]) -> str:
     """Return the form as HTML."""
+    return page(
+        "rating_form.html.j2", content, rubric=RUBRIC, per_interval=PER_INTERVAL, middle=REACH
+    )
+
+
+def page(template: str, data: Mapping[str, Any], **names: Any) -> str:
+    """Return a template of this folder as HTML, with `data` for its script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    template = environment.get_template("rating_form.html.j2")
-    return template.render(
-        data=script_json(content), rubric=RUBRIC, per_interval=PER_INTERVAL, middle=REACH
-    )
+    return environment.get_template(template).render(data=script_json(data), **names)
 
 
 def script_json(value: Any) -> str:

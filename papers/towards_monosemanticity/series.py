@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from shared.experiment import Arrays
 
@@ -65,10 +65,3 @@ def lines_of_penalty(
 def _places(arrays: Arrays, model: str, chosen: np.ndarray) -> Int[np.ndarray, " places"]:
     own = np.array([str(name).startswith(model) for name in arrays["name"]], dtype=bool)
     return np.flatnonzero(own & chosen & arrays["pre_encoder_bias"])
-
-
-def column(
-    arrays: Arrays, key: str, places: Int[np.ndarray, " places"]
-) -> Float[np.ndarray, " places"]:
-    """Return one measure of some dictionaries."""
-    return arrays[key][places].astype(float)

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from sklearn.tree import DecisionTreeRegressor
 
 from papers.towards_monosemanticity.examples import LEVELS
 from shared.experiment import Config
+
+if TYPE_CHECKING:
+    from sklearn.tree import DecisionTreeRegressor
 
 TRAITS: dict[str, re.Pattern[bytes]] = {
     name: re.compile(pattern)
@@ -163,6 +166,8 @@ def fit(
 
     The same windows give the same tree.
     """
+    from sklearn.tree import DecisionTreeRegressor  # a second, and only training needs it
+
     target = levels.ravel().astype(np.float64)
     candidates = np.unique(tokens)
 

@@ -5,7 +5,6 @@ Activations are the sparse matrices of `firings`: a row per token, a column per 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,10 +21,6 @@ COMMON_LABELS = ("text", "code")
 """Labels that name no context: most of the corpus."""
 DOMINANT = 0.5
 """Share of its activation from which a label names a feature."""
-DRAWABLE = 0x700
-"""Code points below it (Latin to Arabic) are in the figures' typeface, and so are SIGNS."""
-SIGNS = "␣↵⇥␍×"
-_INDENT = re.compile("␣{3,}")
 
 
 def alive(features: csc_matrix, minimum: int) -> Bool[Array, " d_sae"]:
@@ -93,14 +88,6 @@ def shuffled_contexts(features: csc_matrix, length: int, random: np.random.Gener
     return moved
 
 
-def shown(token: bytes) -> str:
-    """Return a token as a figure can show it: what the typeface lacks as its bytes, \\xNN."""
-    text = _INDENT.sub(lambda run: f"␣×{len(run[0])}", pretty(token))
-    if all(ord(character) < DRAWABLE or character in SIGNS for character in text):
-        return text
-    return "".join(pretty(bytes([byte])) for byte in token)
-
-
 def descriptions(
     tokens: csr_matrix, labels: csr_matrix, words: Sequence[bytes], count: int = 3
 ) -> Shaped[Array, " d_sae"]:
@@ -119,7 +106,6 @@ def descriptions(
         best = row.indices[np.argsort(-row.data, kind="stable")[:count]]
         label = LABELS[int(by_label[index].argmax())]
         named = by_label[index].max() >= DOMINANT and label not in COMMON_LABELS
-        found.append(
-            " ".join(([f"{label}:"] if named else []) + [shown(words[token]) for token in best])
-        )
+        shown = [pretty(words[token], drawable=True) for token in best]
+        found.append(" ".join(([f"{label}:"] if named else []) + shown))
     return np.array(found, dtype=np.str_)

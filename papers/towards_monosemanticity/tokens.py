@@ -21,18 +21,33 @@ CLASSES = (
 )
 CASES = ("none", "lower", "capitalised", "upper", "mixed")
 
+DRAWABLE = 0x700
+"""Code points below it (Latin to Arabic) are in the figures' typeface, and so are SIGNS."""
+SIGNS = "␣↵⇥␍×"
+
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+_INDENT = re.compile("␣{3,}")
 _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f]")
 
 
-def pretty(token: bytes) -> str:
-    r"""Return a token as one line: spaces and breaks as signs, incomplete UTF-8 as \xd8."""
+def pretty(token: bytes, drawable: bool = False) -> str:
+    r"""Return a token as one line: spaces and breaks as signs, incomplete UTF-8 as \xd8.
+
+    Where it should be `drawable` in a figure, an indent is short, and what the typeface lacks is
+    written as its bytes.
+    """
     if not token:
         return "<end of text>"
     text = token.decode("utf-8", "backslashreplace")
     for character, sign in _VISIBLE.items():
         text = text.replace(character, sign)
-    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    text = _UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    if not drawable:
+        return text
+    text = _INDENT.sub(lambda run: f"␣×{len(run[0])}", text)
+    if all(ord(character) < DRAWABLE or character in SIGNS for character in text):
+        return text
+    return "".join(pretty(bytes([byte])) for byte in token)
 
 
 def token_class(token: bytes) -> str:

@@ -31,7 +31,7 @@ from papers.towards_monosemanticity.summaries import (
 from papers.towards_monosemanticity.tokens import unigram_counts
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
 from shared.figures.style import PALETTE, SEQUENTIAL, panel_labels, subplots
-from shared.metrics.correlation import pearson
+from shared.metrics.correlation import paired_pearson, pearson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,30 +72,6 @@ def best_partners(
     correlation = pearson(ours, theirs, observations)
     correlation[:, ~usable] = -np.inf
     return correlation.argmax(1)
-
-
-def paired_pearson(
-    ours: csc_matrix, theirs: csc_matrix, observations: int
-) -> Float[Array, " pairs"]:
-    """Return the correlation of every column of `ours` with the same column of `theirs`.
-
-    As `shared.metrics.correlation.pearson`, without the pairs that nobody asks for; 0 where a
-    column does not vary.
-    """
-
-    def mean(matrix: csc_matrix) -> Float[Array, " pairs"]:
-        return np.asarray(matrix.sum(0)).ravel() / observations
-
-    def deviation(matrix: csc_matrix) -> Float[Array, " pairs"]:
-        square = mean(matrix.multiply(matrix))
-        variance = square - mean(matrix) ** 2
-        return np.sqrt(np.where(variance > 1e-12 * square, variance, 0))  # the rest is rounding
-
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    covariance = mean(ours.multiply(theirs)) - mean(ours) * mean(theirs)
-    scale = deviation(ours) * deviation(theirs)
-    found = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
-    return np.clip(found, -1, 1)
 
 
 def row_pearson(ours: Float[Array, "pairs k"], theirs: Float[Array, "pairs k"]) -> Array:

@@ -328,7 +328,7 @@ def _stacks(axis: Axes, size: np.ndarray, colors: np.ndarray) -> None:
     end = top[neuron, place]
     start = end - size[neuron, feature]
     # One collection instead of thousands of bars.
-    axis.vlines(neuron, start, end, colors=list(colors[feature]), linewidth=6)
+    axis.vlines(neuron, start, end, colors=list(map(tuple, colors[feature])), linewidth=6)
     axis.grid(axis="x", visible=False)
     axis.set_xlim(-0.7, len(size) - 0.3)
 

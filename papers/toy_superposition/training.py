@@ -8,9 +8,7 @@ for the winner comes from a third set.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,15 +20,13 @@ from papers.toy_superposition.inputs import Inputs
 from papers.toy_superposition.models import ToyModels, concatenate
 from shared.errors import Diverged
 from shared.experiment import Config
+from shared.memory import keep_freed_memory
 from shared.progress import progress
 
 # Features by batch by instances that one pass may hold on a CPU: about what its cache holds.
 CPU_ELEMENTS = 2**22
 CHECK_EVERY = 100
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # the defaults of PyTorch, which the notebook uses
-
-# glibc's mallopt keys: hand large blocks back to the system only beyond these sizes.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 Observe = Callable[[int, ToyModels], None]
 
@@ -42,19 +38,6 @@ class Recipe(Config):
     lr: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the batch-sized tensors of the last step.
-
-    By default it returns blocks of this size to the kernel, and half the time of a step on a CPU
-    goes into having them zeroed again. Elsewhere than on Linux with glibc nothing happens.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def generator(seed: int, stream: int, device: str) -> torch.Generator:
@@ -80,7 +63,7 @@ def train(
     Raises:
         Diverged: a weight is not finite.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     slices = _slices(models, inputs) if observe is None else [torch.arange(len(models.W))]
     parts = []
     with progress(label, recipe.steps * len(slices)) as advance:

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from shared.errors import UserError
 from shared.files import ROOT
+from shared.language_models.load import BUNDLED
 from shared.stages import guard
 
-BUNDLED = ROOT / "shared" / "language_models" / "bundled"
 PARAMS = ROOT / "shared" / "params.yaml"
 
 app = typer.Typer(

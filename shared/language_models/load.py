@@ -19,15 +19,14 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from shared.corpus.tokenizer import load_tokenizer
 from shared.errors import UserError
 from shared.files import read_json
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they take seconds to import: only what loads a model does
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import GPT2LMHeadModel
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -85,6 +84,7 @@ class LanguageModel:
     def bridge(self) -> TransformerBridge:
         """TransformerLens' view of the same weights."""
         from transformer_lens.model_bridge import TransformerBridge
+        from transformers import PreTrainedTokenizerFast
 
         # Without a beginning-of-text token TransformerLens does not look for the tokenizer online.
         tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -145,6 +145,8 @@ def _fetch(name: str) -> Path:
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing a bar for reading a file that takes less than a second."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -155,6 +157,8 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def _from_folder(name: str, folder: Path, device: str) -> LanguageModel:
+    from transformers import GPT2LMHeadModel
+
     weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
     for path in (folder / "config.json", weights):
         if not path.exists():

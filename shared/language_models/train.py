@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from shared.corpus.shards import Contexts
 from shared.errors import Diverged
@@ -27,6 +26,9 @@ from shared.files import atomic, write_json
 from shared.memory import keep_freed_memory
 from shared.progress import progress
 from shared.provenance import content_hash
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 CHECKPOINT_EVERY = 500
 BETAS = (0.9, 0.98)
@@ -54,6 +56,8 @@ class ModelConfig(Config):
 
 def create(config: ModelConfig, vocabulary: int, length: int) -> GPT2LMHeadModel:
     """Return an untrained model; its weights depend on `config.seed` alone."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # seconds: only what makes a model does
+
     shape = GPT2Config(
         vocab_size=vocabulary,
         n_positions=length,

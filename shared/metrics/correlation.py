@@ -1,4 +1,4 @@
-"""Pearson correlation between all columns of two sparse matrices."""
+"""Pearson correlation between columns of two sparse matrices: all of them, or in pairs."""
 
 from __future__ import annotations
 
@@ -50,6 +50,34 @@ def pearson(
     left_mean, left_deviation = _moments(left, n)
     right_mean, right_deviation = _moments(right, n)
     covariance = (left.T @ right).toarray() / n - np.outer(left_mean, right_mean)
-    scale = np.outer(left_deviation, right_deviation)
+    return _divide(covariance, np.outer(left_deviation, right_deviation))
+
+
+def paired_pearson(
+    left: csc_matrix, right: csc_matrix, observations: int | None = None
+) -> Float64[np.ndarray, " pairs"]:
+    """Return the correlation of each column of `left` with the same column of `right`.
+
+    As `pearson`, without the pairs that nobody asks for.
+
+    Raises:
+        UserError: the matrices are not of one shape.
+    """
+    if left.shape != right.shape:
+        raise UserError(
+            f"correlation in pairs needs one shape, but there are {left.shape} and {right.shape}"
+        )
+    n = left.shape[0] if observations is None else observations
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    left_mean, left_deviation = _moments(left, n)
+    right_mean, right_deviation = _moments(right, n)
+    covariance = np.asarray(left.multiply(right).sum(0)).ravel() / n - left_mean * right_mean
+    return _divide(covariance, left_deviation * right_deviation)
+
+
+def _divide(
+    covariance: Float64[np.ndarray, "*shape"], scale: Float64[np.ndarray, "*shape"]
+) -> Float64[np.ndarray, "*shape"]:
+    """Return correlations; 0 where a column does not vary."""
     result = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
     return np.clip(result, -1, 1)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import made_up_dictionaries
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from papers.towards_monosemanticity import dictionaries, firings
 from shared.corpus.documents import LABELS
 from shared.corpus.shards import pack
 from shared.corpus.tokenizer import load_tokenizer
+from shared.experiment import Run
 from shared.files import write_json
 from shared.language_models.load import BUNDLED
 from shared.language_models.train import ModelConfig, create, save_model
@@ -116,3 +118,23 @@ def folder(analysis, monkeypatch):
     for which, name in dictionaries.MODELS.items():
         monkeypatch.setitem(dictionaries.MODELS, which, str(models / name))
     return analysis
+
+
+@pytest.fixture(scope="module")
+def dictionaries_folder(tmp_path_factory):
+    """A folder with dictionaries in series of width and penalty; their models are in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield made_up_dictionaries.make(tmp_path_factory.mktemp("dictionaries"), patch)
+
+
+@pytest.fixture(scope="module")
+def arrays(request, dictionaries_folder):
+    """What the EXPERIMENT of the test's module returns with its CONFIG."""
+    run = Run(0, "cpu", folder=dictionaries_folder)
+    return request.module.EXPERIMENT.train(request.module.CONFIG, run)
+
+
+@pytest.fixture(scope="module")
+def evaluation(request, arrays):
+    """What the EXPERIMENT of the test's module makes of the arrays."""
+    return request.module.EXPERIMENT.evaluate(request.module.CONFIG, arrays)

@@ -232,40 +232,30 @@ def test_the_commands_write_and_score(folder, form, tmp_path, monkeypatch):
     assert run(rating_form.app, ["score", str(ratings), str(ratings)]).exit_code == 2
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install chromium")
-def test_a_rater_answers_with_the_keyboard_and_loses_nothing(form, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_a_rater_answers_with_the_keyboard_and_loses_nothing(form, browser, tmp_path):
     content, key = form
     (tmp_path / "form.html").write_text(render(content), encoding="utf-8")
     troubles = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": 360, "height": 700}).new_page()
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("requestfailed", lambda request: troubles.append(request.url))
-        page.goto((tmp_path / "form.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        for entry in key["items"]:
-            assert page.locator("#title").inner_text() == f"Item {entry['item']} of 10"
-            fields = page.locator("fieldset").all()
-            assert len(fields) == len(entry["rated"]) + 4
-            for field in fields:
-                name = field.get_attribute("data-question")
-                field.locator("input").first.focus()
-                page.keyboard.press(str(BEST[name]))
-            page.locator("#title").focus()
-            page.keyboard.press("ArrowRight")
-        assert page.locator("output").inner_text() == "10 of 10 rated"
-        page.reload()
-        assert page.locator("output").inner_text() == "10 of 10 rated"
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Save ratings").click()
-        ratings = json.loads(download.value.path().read_text())
-        browser.close()
+    page = browser.new_context(viewport={"width": 360, "height": 700}).new_page()
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("requestfailed", lambda request: troubles.append(request.url))
+    page.goto((tmp_path / "form.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for entry in key["items"]:
+        assert page.locator("#title").inner_text() == f"Item {entry['item']} of 10"
+        fields = page.locator("fieldset").all()
+        assert len(fields) == len(entry["rated"]) + 4
+        for field in fields:
+            name = field.get_attribute("data-question")
+            field.locator("input").first.focus()
+            page.keyboard.press(str(BEST[name]))
+        page.locator("#title").focus()
+        page.keyboard.press("ArrowRight")
+    assert page.locator("output").inner_text() == "10 of 10 rated"
+    page.reload()
+    assert page.locator("output").inner_text() == "10 of 10 rated"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save ratings").click()
+    ratings = json.loads(download.value.path().read_text())
     assert troubles == []
     assert set(score(ratings, key)["scores"]["feature"]) == {14}

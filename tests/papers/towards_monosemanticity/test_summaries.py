@@ -9,7 +9,6 @@ from papers.towards_monosemanticity.summaries import (
     mass,
     most_correlated,
     shares,
-    shown,
     shuffled_contexts,
 )
 from shared.corpus.documents import LABELS
@@ -44,15 +43,6 @@ def test_shuffling_moves_whole_contexts():
     assert moved.has_sorted_indices
     assert not np.array_equal(found, rows)
     np.testing.assert_array_equal(found[found[:, 0].argsort()], rows)
-
-
-def test_tokens_are_shown_in_the_typeface_or_as_bytes():
-    assert shown(b" the") == "␣the"
-    assert shown(b"\n") == "↵"
-    assert shown(b"\n        ") == "↵␣×8"
-    assert shown("ش".encode()) == "ش"
-    assert shown(b"\xd8") == r"\xd8"
-    assert shown("中".encode()) == r"\xe4\xb8\xad"
 
 
 def test_a_description_is_the_dominant_label_and_the_top_tokens():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from made_up_dictionaries import CONTEXTS, LENGTH, SETTINGS, load_dictionary, make
+from made_up_dictionaries import CONTEXTS, LENGTH, SETTINGS, load_dictionary
 
 from papers.towards_monosemanticity.density import (
     EXPERIMENT,
@@ -11,31 +11,14 @@ from papers.towards_monosemanticity.density import (
     two_groups,
 )
 from papers.towards_monosemanticity.firings import SPLITS, load_split
-from shared.experiment import Run
 from shared.figures.style import use_style
 from shared.stages import rounded
 
 CONFIG = Parameters(ultralow=0.02)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        yield make(tmp_path_factory.mktemp("density"), patch)
-
-
-@pytest.fixture(scope="module")
-def arrays(folder):
-    return EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
-
-
-@pytest.fixture(scope="module")
-def evaluation(arrays):
-    return EXPERIMENT.evaluate(CONFIG, arrays)
-
-
-def test_firings_are_counted_over_both_splits_without_position_zero(folder):
-    splits = [load_split(folder, split) for split in SPLITS]
+def test_firings_are_counted_over_both_splits_without_position_zero(dictionaries_folder):
+    splits = [load_split(dictionaries_folder, split) for split in SPLITS]
     firings = counted(splits, "a1")
     assert firings.vectors == 2 * CONTEXTS * (LENGTH - 1)
     dense = np.concatenate([split.features("a1").toarray() for split in splits])

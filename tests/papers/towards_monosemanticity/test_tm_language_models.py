@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from made_up_dictionaries import VOCABULARY, language_model, make, text
+from made_up_dictionaries import VOCABULARY, language_model, text
 
 from papers.towards_monosemanticity import dictionaries
 from papers.towards_monosemanticity.language_models import (
@@ -19,17 +19,6 @@ from shared.language_models.train import mean_loss
 from shared.stages import rounded
 
 CONFIG = Parameters(contexts=20)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        yield make(tmp_path_factory.mktemp("language_models"), patch)
-
-
-@pytest.fixture(scope="module")
-def arrays(folder):
-    return EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
 
 
 def test_losses_are_those_of_the_whole_contexts():
@@ -77,7 +66,7 @@ def test_contexts_are_spread_evenly():
     assert spread(2, 5).tolist() == [0, 1]
 
 
-def test_a_missing_corpus_is_named(folder, monkeypatch, tmp_path):
+def test_a_missing_corpus_is_named(dictionaries_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(dictionaries, "corpus_folder", lambda folder: tmp_path)
     with pytest.raises(UserError, match="validation"):
-        EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
+        EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=dictionaries_folder))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from made_up_dictionaries import NEURONS, SETTINGS, language_model, load_dictionary, make
+from made_up_dictionaries import NEURONS, SETTINGS, language_model, load_dictionary
 
 from papers.towards_monosemanticity import dictionaries
 from papers.towards_monosemanticity.firings import NEURONS as SITE
@@ -16,32 +16,15 @@ from shared.stages import rounded
 CONFIG = Parameters(contexts=12)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        yield make(tmp_path_factory.mktemp("loss_recovered"), patch)
-
-
-@pytest.fixture(scope="module")
-def arrays(folder):
-    return EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
-
-
-@pytest.fixture(scope="module")
-def evaluation(arrays):
-    return EXPERIMENT.evaluate(CONFIG, arrays)
-
-
-def ids(folder):
+def score_tokens(folder):
     return torch.from_numpy(load_split(folder, "score").tokens.astype(np.int64))
 
 
-def test_the_mean_neuron_leaves_out_position_zero(folder):
-    tokens = torch.from_numpy(load_split(folder, "select").tokens.astype(np.int64))
+def test_the_mean_neuron_leaves_out_position_zero(dictionaries_folder):
+    select = load_split(dictionaries_folder, "select")
+    tokens = torch.from_numpy(select.tokens.astype(np.int64))
     inner = read(language_model("a"), tokens, [SITE])[SITE][:, 1:]
-    torch.testing.assert_close(
-        mean_neuron(load_split(folder, "select"), "a"), inner.mean((0, 1)), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(mean_neuron(select, "a"), inner.mean((0, 1)), rtol=1e-5, atol=1e-6)
 
 
 def test_the_shuffled_model_is_left_out(arrays):
@@ -49,28 +32,31 @@ def test_the_shuffled_model_is_left_out(arrays):
     assert all(len(arrays[key]) == len(arrays["name"]) for key in arrays)
 
 
-def test_a_dictionary_is_spliced_into_its_own_model(arrays, folder):
+def test_a_dictionary_is_spliced_into_its_own_model(arrays, dictionaries_folder):
     place = arrays["name"].tolist().index("b1")
-    model, weights = language_model("b"), load_dictionary(folder, "b1")
+    model, weights = language_model("b"), load_dictionary(dictionaries_folder, "b1")
 
     def replace(x):
         return torch.cat([x[:, :1], weights.decode(weights.encode(x))[:, 1:]], 1)
 
-    logits = replaced_logits(model, ids(folder), SITE, replace)[:, :-1]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids(folder)[:, 1:].flatten())
+    tokens = score_tokens(dictionaries_folder)
+    logits = replaced_logits(model, tokens, SITE, replace)[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     assert arrays["spliced"][place] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_sparsity_is_that_of_the_firings(arrays, folder):
+def test_sparsity_is_that_of_the_firings(arrays, dictionaries_folder):
     place = arrays["name"].tolist().index("a1")
-    split = load_split(folder, "score")
+    split = load_split(dictionaries_folder, "score")
     entries = split.features("a1")
     tokens = split.tokens[:, 1:].size
     assert arrays["l0"][place] == pytest.approx(entries.nnz / tokens, rel=1e-3)
     assert arrays["l1_norm"][place] == pytest.approx(entries.sum() / tokens, rel=1e-3)
 
 
-def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_nothing(folder, monkeypatch):
+def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_nothing(
+    dictionaries_folder, monkeypatch
+):
     eye = torch.eye(NEURONS)
 
     def weights(folder, name):
@@ -80,7 +66,7 @@ def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_nothing(folde
     monkeypatch.setattr(dictionaries, "load_dictionary", weights)
     two = {name: SETTINGS[name] for name in ("a0", "a1")}
     monkeypatch.setattr(dictionaries, "settings", lambda folder: two)
-    found = EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=folder))
+    found = EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=dictionaries_folder))
     np.testing.assert_allclose(found["recovered_zero"], [1, 0], atol=1e-5)
     np.testing.assert_allclose(found["spliced"], [found["loss"][0], found["zero"][0]], rtol=1e-6)
 

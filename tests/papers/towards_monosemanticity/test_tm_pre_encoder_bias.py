@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from made_up_dictionaries import SETTINGS, load_dictionary, make
+from made_up_dictionaries import SETTINGS, load_dictionary
 
 from papers.towards_monosemanticity import dictionaries, loss_recovered
 from papers.towards_monosemanticity.pre_encoder_bias import (
@@ -19,20 +19,14 @@ CONFIG = Parameters(ultralow=0.02, tail=0.25)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        yield make(tmp_path_factory.mktemp("pre_encoder_bias"), patch)
-
-
-@pytest.fixture(scope="module")
-def losses(folder):
+def losses(dictionaries_folder):
     config = loss_recovered.Parameters(contexts=12)
-    return loss_recovered.EXPERIMENT.train(config, Run(0, "cpu", folder=folder))
+    return loss_recovered.EXPERIMENT.train(config, Run(0, "cpu", folder=dictionaries_folder))
 
 
 @pytest.fixture(scope="module")
-def arrays(folder, losses):
-    return EXPERIMENT.train(CONFIG, Run(0, "cpu", {"loss_recovered": losses}, folder))
+def arrays(dictionaries_folder, losses):
+    return EXPERIMENT.train(CONFIG, Run(0, "cpu", {"loss_recovered": losses}, dictionaries_folder))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +79,7 @@ def test_the_figure_has_a_row_per_pair(arrays):
         assert len(EXPERIMENT.figures[0].draw(plotted).axes) == 6
 
 
-def test_without_twins_the_parameters_are_named(folder, losses, monkeypatch):
+def test_without_twins_the_parameters_are_named(dictionaries_folder, losses, monkeypatch):
     monkeypatch.setattr(dictionaries, "settings", lambda folder: {"a0": SETTINGS["a0"]})
     with pytest.raises(UserError, match="_unbiased"):
-        EXPERIMENT.train(CONFIG, Run(0, "cpu", {"loss_recovered": losses}, folder))
+        EXPERIMENT.train(CONFIG, Run(0, "cpu", {"loss_recovered": losses}, dictionaries_folder))

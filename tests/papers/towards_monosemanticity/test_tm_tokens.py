@@ -32,6 +32,22 @@ def test_tokens_are_shown_as_one_visible_line(token, shown):
 
 
 @pytest.mark.parametrize(
+    ("token", "drawn"),
+    [
+        (b" the", "␣the"),
+        (b"\n", "↵"),
+        (b"\n        ", "↵␣×8"),
+        ("ش".encode(), "ش"),
+        (b"\xd8", r"\xd8"),
+        ("中".encode(), r"\xe4\xb8\xad"),
+        (b"", "<end of text>"),
+    ],
+)
+def test_tokens_are_drawn_in_the_typeface_or_as_bytes(token, drawn):
+    assert pretty(token, drawable=True) == drawn
+
+
+@pytest.mark.parametrize(
     ("token", "kind", "case"),
     [
         (b" The", "word_start", "capitalised"),

@@ -1,7 +1,6 @@
 """The gallery in headless Chromium, opened from its file as a reader opens it."""
 
 import re
-import shutil
 from urllib.parse import urlsplit
 
 import pytest
@@ -9,30 +8,12 @@ import pytest
 from shared.figures import gallery
 from shared.figures.cite import cite
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-if CHROMIUM is None:
-    pytest.skip("needs a browser: install chromium", allow_module_level=True)
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright: pip install playwright"
-)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
 TOY = [
     f"toy_superposition.embedded.{name}"
     for name in ("phase_diagram", "dimensionality", "geometry", "unclaimed", "")
 ]
 GATED = [f"gated_sae.embedded.{name}" for name in ("pareto", "shrinkage")]
 SMOKE = [f"gated_sae.smoke.{name}" for name in ("pareto", "shrinkage")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from scipy.sparse import csc_matrix, random
+from scipy.sparse import csc_matrix, hstack, random
 
 from shared.errors import UserError
-from shared.metrics.correlation import pearson
+from shared.metrics.correlation import paired_pearson, pearson
 
 
 def sparse(rows, columns, density, seed):
@@ -50,3 +50,13 @@ def test_empty_rows_that_are_no_observations_can_be_left_out():
 def test_rows_have_to_match():
     with pytest.raises(UserError, match="80 and 70"):
         pearson(sparse(80, 2, 0.5, 0), sparse(70, 2, 0.5, 0))
+
+
+def test_pairs_are_the_diagonal():
+    constant = csc_matrix((200, 1), dtype=np.float32)
+    left, right = hstack([sparse(200, 3, 0.3, 0), constant], format="csc"), sparse(200, 4, 0.3, 1)
+    found = paired_pearson(left, right, 150)
+    np.testing.assert_allclose(found, np.diag(pearson(left, right, 150)), atol=1e-12)
+    assert found[3] == 0
+    with pytest.raises(UserError, match="one shape"):
+        paired_pearson(left, right[:, :3])

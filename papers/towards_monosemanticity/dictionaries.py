@@ -19,11 +19,11 @@ from pydantic import Field
 
 from shared.activations.sites import Site
 from shared.activations.stream import ActivationStream
-from shared.corpus.shards import load_contexts, shard_record
+from shared.corpus.shards import corpus_folder, load_contexts, shard_record
 from shared.errors import Diverged
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
 from shared.figures.style import PALETTE, subplots
-from shared.files import ROOT, read_json, write_json
+from shared.files import read_json, write_json
 from shared.language_models.load import LanguageModel, load, shuffled
 from shared.parallel import side_by_side, workers
 from shared.saes.standard import StandardConfig
@@ -70,11 +70,6 @@ def language_model(which: str, device: str = "cpu") -> LanguageModel:
     """Return model a, b, or s (the control: a with its weights shuffled)."""
     model = load(MODELS[which], device)
     return shuffled(model, SHUFFLE_SEED) if which == "s" else model
-
-
-def corpus_folder(folder: Path) -> Path:
-    """Return the folder of the token shards of the profile whose files are in `folder`."""
-    return ROOT / "artifacts" / "shared" / folder.name / "corpus"
 
 
 def settings(folder: Path) -> dict[str, dict[str, Any]]:
@@ -125,7 +120,7 @@ def train_sweep(sweep: str, config: Parameters, run: Run) -> Arrays:
     which = model_of(sweep)
     chosen = {name: config.dictionaries[name] for name in sweeps(config)[sweep]}
     model = language_model(which, run.device)
-    shard = corpus_folder(run.folder) / "train.safetensors"
+    shard = corpus_folder(run.folder.name) / "train.safetensors"
     # Every model's dictionaries see other text first, as the paper's use different tokens.
     seed = run.seed * len(MODELS) + list(MODELS).index(which)
     stream = ActivationStream(model, load_contexts(shard), (SITE,), config.batch, seed)

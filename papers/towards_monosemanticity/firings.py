@@ -20,7 +20,7 @@ from scipy.sparse import csc_matrix
 
 from papers.towards_monosemanticity import dictionaries
 from shared.activations.sites import Site, read
-from shared.corpus.shards import Contexts, load_contexts, save_contexts
+from shared.corpus.shards import Contexts, corpus_folder, load_contexts, save_contexts
 from shared.errors import UserError
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Run
 from shared.files import atomic
@@ -177,7 +177,7 @@ def run(config: Parameters, run: Run) -> Arrays:
     sizes = {}
     with progress("firings", len(SPLITS) * len(models) * config.contexts) as advance:
         for split in SPLITS:
-            whole = load_contexts(dictionaries.corpus_folder(run.folder) / f"{split}.safetensors")
+            whole = load_contexts(corpus_folder(run.folder.name) / f"{split}.safetensors")
             contexts = whole.select(slice(0, config.contexts))
             save_split(run.folder, split, contexts)
             sizes[f"{split}_tokens"] = np.array(contexts.tokens.size)

@@ -20,7 +20,7 @@ from jaxtyping import Float64, UInt16
 from pydantic import Field
 
 from papers.towards_monosemanticity import dictionaries
-from shared.corpus.shards import load_contexts
+from shared.corpus.shards import corpus_folder, load_contexts
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
 from shared.figures.style import PALETTE, subplots
 from shared.language_models.load import LanguageModel
@@ -72,7 +72,7 @@ def context_losses(
 
 def run(config: Parameters, run: Run) -> Arrays:
     """Return the loss of every model on every context."""
-    corpus = dictionaries.corpus_folder(run.folder)
+    corpus = corpus_folder(run.folder.name)
     validation = load_contexts(corpus / "validation.safetensors").tokens
     validation = validation[spread(len(validation), config.contexts)]
     text = load_contexts(corpus / "train.safetensors").tokens

@@ -15,9 +15,7 @@ from torch import Tensor
 from shared.saes.architecture import Architecture, Exported, Measured, SaeConfig
 from shared.saes.codes import Codes, codes_of
 from shared.saes.geometric_median import geometric_median
-
-RESAMPLED_NORM = 0.2
-"""Length of a resampled encoder vector, in mean lengths of those alive."""
+from shared.saes.unit_decoder import remove_parallel, restart, scale_to_unit
 
 
 class StandardConfig(SaeConfig):
@@ -114,8 +112,7 @@ class Standard(Architecture):
         error.mul_(2 / (batch * config.d_in))  # now the gradient at x̂
         slope = f.where_active(error, self.W_dec, plus=l1 / batch)  # and before the ReLU
         W_dec = f.transposed_times(error)
-        along = torch.linalg.vecdot(W_dec, self.W_dec)
-        W_dec.addcmul_(self.W_dec, along[:, None], value=-1)
+        remove_parallel(W_dec, self.W_dec)
         b_enc = slope.feature_sums()
         b_dec = error.sum(0)
         if config.pre_encoder_bias:
@@ -136,7 +133,7 @@ class Standard(Architecture):
 
     def constrain(self) -> None:
         """Scale the rows of W_dec to unit length."""
-        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
+        scale_to_unit(self.W_dec)
 
     @torch.no_grad()
     def losses(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
@@ -156,11 +153,7 @@ class Standard(Architecture):
         The decoder row gets unit length, the encoder column 0.2 times the mean length of those
         alive (of all where none is). It is the input itself, not its difference to b_dec.
         """
-        directions = inputs / torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
-        lengths = torch.linalg.vector_norm(self.W_enc_T, dim=1)
-        typical = lengths[alive].mean() if len(alive) else lengths.mean()
-        self.W_dec[features] = directions
-        self.W_enc_T[features] = directions * (RESAMPLED_NORM * typical)
+        restart(features, inputs, alive, self.W_enc_T, self.W_dec)
         self.b_enc[features] = 0
 
     def export(self) -> Exported:

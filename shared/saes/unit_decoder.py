@@ -7,7 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared.saes.architecture import SaeConfig
-from shared.saes.standard import RESAMPLED_NORM
+
+RESAMPLED_NORM = 0.2
+"""Length of a resampled encoder vector, in mean lengths of those alive (Bricken et al. 2023)."""
 
 
 def random_directions(config: SaeConfig) -> Float[Tensor, "d_sae d_in"]:

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from papers.towards_monosemanticity import dictionaries, firings
+from papers.towards_monosemanticity import dictionaries, firings, language_models
 from shared.corpus.shards import Contexts, save_contexts
 from shared.language_models.load import LanguageModel
 from shared.language_models.train import ModelConfig, create
@@ -84,7 +84,7 @@ def make(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setattr(dictionaries, "language_model", language_model)
     patch.setattr(dictionaries, "load_dictionary", load_dictionary)
     patch.setattr(dictionaries, "settings", lambda folder: SETTINGS)
-    patch.setattr(dictionaries, "corpus_folder", lambda folder: folder / "corpus")
+    patch.setattr(language_models, "corpus_folder", lambda _: folder / "corpus")
     for seed, split in enumerate(("train", "validation")):
         save_contexts(folder / "corpus" / f"{split}.safetensors", text(seed, 40), {})
     for seed, split in enumerate(firings.SPLITS, start=2):

@@ -29,7 +29,8 @@ def run(folder, tmp_path, monkeypatch):
     save_contexts(corpus / "train.safetensors", text, {})
     for split in firings.SPLITS:
         save_contexts(corpus / f"{split}.safetensors", text, {})
-    monkeypatch.setattr(dictionaries, "corpus_folder", lambda _: corpus)
+    for module in (dictionaries, firings):
+        monkeypatch.setattr(module, "corpus_folder", lambda _: corpus)
     return Run(seed=0, device="cpu", folder=tmp_path / "smoke")
 
 

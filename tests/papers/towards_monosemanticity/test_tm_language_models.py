@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_up_dictionaries import VOCABULARY, language_model, text
 
-from papers.towards_monosemanticity import dictionaries
+from papers.towards_monosemanticity import language_models
 from papers.towards_monosemanticity.language_models import (
     EXPERIMENT,
     MODELS,
@@ -67,6 +67,6 @@ def test_contexts_are_spread_evenly():
 
 
 def test_a_missing_corpus_is_named(dictionaries_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(dictionaries, "corpus_folder", lambda folder: tmp_path)
+    monkeypatch.setattr(language_models, "corpus_folder", lambda _: tmp_path)
     with pytest.raises(UserError, match="validation"):
         EXPERIMENT.train(CONFIG, Run(0, "cpu", folder=dictionaries_folder))

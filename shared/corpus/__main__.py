@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from shared.corpus.build import CorpusConfig, build, tokenizer_texts
 from shared.corpus.shards import save_contexts
-from shared.corpus.sources import HubText, LocalText, tokenize
+from shared.corpus.sources import HubText, LocalText, tokenize, tokenizer_of
 from shared.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from shared.errors import UserError
 from shared.files import ROOT
@@ -70,7 +70,12 @@ def shards_command(
         str, typer.Argument(help="A folder of .txt/.jsonl/.parquet, or a hub dataset.")
     ],
     into: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizer.json.")] = TOKENIZER,
+    tokenizer: Annotated[
+        str, typer.Option(help="A tokenizer.json, a model's folder, or a model of the hub.")
+    ] = str(TOKENIZER),
+    revision: Annotated[
+        str | None, typer.Option(help="A commit or branch of a hub dataset.")
+    ] = None,
     length: Annotated[int, typer.Option(help="Tokens in a context.")] = 256,
     tokens: Annotated[int, typer.Option(help="About how many tokens to take.")] = 20_000_000,
     field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
@@ -78,8 +83,12 @@ def shards_command(
     """Turn text of your own into token shards."""
 
     def action() -> None:
-        source = LocalText(Path(text), field) if Path(text).is_dir() else HubText(text, field=field)
-        loaded = load_tokenizer(tokenizer)
+        loaded = tokenizer_of(tokenizer)
+        source = (
+            LocalText(Path(text), field)
+            if Path(text).is_dir()
+            else HubText(text, field=field, revision=revision)
+        )
         for split, contexts in tokenize(source.documents(), loaded, length, tokens).items():
             save_contexts(into / f"{split}.safetensors", contexts, {"split": split, "text": text})
 

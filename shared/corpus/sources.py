@@ -1,4 +1,4 @@
-"""Text of one's own: a local folder, or a dataset of a hub, behind the corpus' interface."""
+"""Text and tokenizers of one's own: local folders, or what a hub has."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from shared.corpus.build import SPLITS, split_of
 from shared.corpus.documents import LABELS, Document
 from shared.corpus.shards import Contexts, pack
-from shared.corpus.tokenizer import END_OF_TEXT
+from shared.corpus.tokenizer import END_OF_TEXT, load_tokenizer
 from shared.errors import UserError
 from shared.progress import progress
 
 KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 """File endings that are read, and the loader of `datasets` that reads them."""
 CHUNK = 1000  # documents tokenized at a time
+PART = 10_000_000  # tokens packed at a time: as Python's integers they take 18 times the memory
 
 
 def _documents(rows: Iterable[Any], field: str, origin: str) -> Iterator[Document]:
@@ -75,19 +77,69 @@ class HubText:
     name: str
     split: str = "train"
     field: str = "text"
+    revision: str | None = None
+    """A commit or branch; by default the newest."""
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents. Raises UserError when the hub or the dataset is out of reach."""
         from datasets import load_dataset
 
         try:
-            rows = load_dataset(self.name, split=self.split, streaming=True)
+            rows = load_dataset(self.name, split=self.split, revision=self.revision, streaming=True)
+            yield from _documents(rows, self.field, self.name)
+        except UserError:
+            raise
         except Exception as error:  # the hub's client raises many kinds
+            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise UserError(
-                f"the dataset {self.name!r} cannot be had ({str(error).splitlines()[0][:120]}): "
+                f"the dataset {self.name!r} cannot be had ({reason}): "
                 "use the embedded corpus, a local folder, or go online"
             ) from None
-        yield from _documents(rows, self.field, self.name)
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """Read a tokenizer.json, wherever it is.
+
+    Args:
+        name: the file, a model's folder (where it has none, the file beside it, as
+            `shared.language_models.load` does), or a model of the Hugging Face hub, like "gpt2".
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be fetched.
+    """
+    path = Path(name)
+    if path.is_dir():
+        inside = path / "tokenizer.json"
+        path = inside if inside.exists() else path.parent / "tokenizer.json"
+    elif path.suffix != ".json":
+        path = _fetched(name)
+    return load_tokenizer(path)
+
+
+def _fetched(name: str) -> Path:
+    """Return the tokenizer.json of a model of the hub, from the cache or downloaded."""
+    from httpx import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json"))
+    except (LocalEntryNotFoundError, HTTPError, OfflineModeIsEnabled):
+        reason = "the Hugging Face hub cannot be reached"
+    except (HFValidationError, RepositoryNotFoundError):
+        reason = "the Hugging Face hub has no model of that name"
+    except EntryNotFoundError:
+        reason = "that model of the Hugging Face hub has no tokenizer.json"
+    raise UserError(
+        f"no tokenizer {name!r} here, and {reason}: give a tokenizer.json or a local folder with "
+        f"--tokenizer PATH, or go online (or set HF_HOME to a cache that holds it)"
+    )
 
 
 def tokenize(
@@ -96,20 +148,53 @@ def tokenize(
     """Return the splits of some documents, in contexts of `length` tokens, about `tokens` in all.
 
     A document belongs to a split by the hash of its name, so that more text later moves none.
+    Contexts begin with the tokenizer's own END_OF_TEXT, which also stands between documents.
+
+    Raises UserError for a tokenizer that has none, or more tokens than shards can tell apart.
     """
-    encoded: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
-    have = 0
+    end_of_text, size = tokenizer.token_to_id(END_OF_TEXT), tokenizer.get_vocab_size()
+    if end_of_text is None:
+        raise UserError(f"the tokenizer has no {END_OF_TEXT}: choose that of a GPT-2 model")
+    if size > 2**16:
+        raise UserError(f"the tokenizer has {size} tokens: shards hold 65536, choose a smaller one")
+    waiting: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
+    packed: dict[str, list[Contexts]] = {split: [] for split in SPLITS}
+
+    def pack_waiting() -> None:
+        for split, items in waiting.items():
+            labels = [LABELS.index("text")] * len(items)
+            packed[split].append(pack(items, labels, length, end_of_text))
+            items.clear()
+
+    have = unpacked = 0
     with progress("tokens", tokens) as advance:
         while have < tokens and (chunk := list(islice(documents, CHUNK))):
             for document, item in zip(
-                chunk, tokenizer.encode_batch([document.text for document in chunk]), strict=True
+                chunk,
+                tokenizer.encode_batch(
+                    [document.text for document in chunk], add_special_tokens=False
+                ),
+                strict=True,
             ):
-                encoded[split_of(document.origin, seed)].append(item.ids)
+                waiting[split_of(document.origin, seed)].append(item.ids)
                 have += len(item.ids)
+                unpacked += len(item.ids)
                 advance(len(item.ids))
-    label = LABELS.index("text")
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT) or 0
-    return {
-        split: pack(items, [label] * len(items), length, end_of_text)
-        for split, items in encoded.items()
-    }
+            if unpacked >= PART:
+                pack_waiting()
+                unpacked = 0
+    pack_waiting()
+    return {split: _joined(parts) for split, parts in packed.items()}
+
+
+def _joined(parts: list[Contexts]) -> Contexts:
+    """Return the contexts of all parts, documents numbered through."""
+    documents, first = [], 0
+    for part in parts:
+        documents.append(np.where(part.documents < 0, -1, part.documents + first))
+        first += int(part.documents.max(initial=-1)) + 1
+    return Contexts(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(documents),
+    )

@@ -1,0 +1,208 @@
+"""Profile gpt2, end to end, on a random GPT-2 of twelve layers that stands in the hub's cache."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from papers.gated_sae.__main__ import EXPERIMENTS
+from papers.gated_sae.autoencoders import FAMILIES, plan_family
+from papers.gated_sae.methods import plan
+from shared.activations.sites import Site
+from shared.corpus import shards
+from shared.corpus.__main__ import app
+from shared.corpus.build import SPLITS
+from shared.corpus.shards import corpus_folder, load_contexts
+from shared.corpus.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
+from shared.experiment import Run
+from shared.files import ROOT
+from shared.language_models.load import load
+from shared.saes.topk import TopKConfig
+from shared.stages import Paper, rounded
+
+PAPER = Paper("gated_sae", EXPERIMENTS)
+LENGTH, WIDTH, NEURONS = 16, 8, 32
+SMALL = {
+    "autoencoders": {"latents": 128, "steps": 6, "batch": 16, "resample_inputs": 32, "seeds": 1}
+    | {"rescaled_steps": 2, "sae_lens": [], "sae_lens_path": []},
+    "site_autoencoders": {"latents": 16, "steps": 6, "batch": 16, "resample_inputs": 32},
+    "scores": {"contexts": 3, "site_contexts": 2},
+    "inference_time_optimisation": {"targets": [1, 2], "contexts": 1},
+    "jumprelu_equivalence": {"contexts": 2},
+    "activation_shapes": {"samples": 1000, "thresholds": 3},
+    "rating_statistics": {"studies": 20, "bootstrapped": 4, "resamples": 20}
+    | {"stand_in": {"contexts": 6, "pairs": 4, "least": 2}},
+}
+"""What makes the profile small; beside it, each front keeps two of its penalties."""
+
+
+def experiment(name):
+    return importlib.import_module(f"papers.gated_sae.{name}").EXPERIMENT
+
+
+def configuration(name):
+    block = PAPER.block("gpt2", name) | SMALL.get(name, {})
+    for method in block.get("methods", {}).values():
+        method["penalties"] = method["penalties"][1:3]
+    return experiment(name).config(**block)
+
+
+def tiny_tokenizer():
+    """Byte-level, with END_OF_TEXT as its last token, as in GPT-2."""
+    tokenizer = json.loads(train_tokenizer(["a cat and a dog"], 262).to_str())
+    tokenizer["added_tokens"] = []
+    words = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])[1:]
+    tokenizer["model"]["vocab"] = {word: number for number, (word, _) in enumerate(words)}
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The hub's cache with a "gpt2", and the token shards of the profile, made by the command."""
+    root = tmp_path_factory.mktemp("gpt2_profile")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(shards, "ROOT", root)
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
+    repository = root / "hub" / "models--gpt2"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    save_tokenizer(tiny_tokenizer(), snapshot / "tokenizer.json")
+    shape = {"n_embd": WIDTH, "n_head": 2, "n_layer": 12, "n_positions": LENGTH}
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=262, **shape)).save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    random = np.random.default_rng(0)
+    words = ["a", "cat", "and", "dog", "sat", "ran"]
+    (root / "text").mkdir()
+    (root / "text" / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": " ".join(random.choice(words, 12))}) + "\n" for _ in range(400))
+    )
+    command = ["shards", str(root / "text"), "--tokenizer", "gpt2", "--length", str(LENGTH)]
+    result = CliRunner().invoke(app, [*command, "--into", str(corpus_folder("gpt2"))])
+    assert result.exit_code == 0, result.output
+    yield root
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    """The arrays of all experiments."""
+    found = {}
+    for name in EXPERIMENTS:
+        inputs = {needed: found[needed] for needed in experiment(name).needs}
+        run = Run(0, "cpu", inputs, root / "artifacts" / "gated_sae" / "gpt2")
+        found[name] = dict(experiment(name).train(configuration(name), run))
+    return found
+
+
+def test_the_text_is_the_models_own(root):
+    model = load("gpt2")
+    end = model.tokenizer.token_to_id(END_OF_TEXT)
+    assert end == model.d_vocab - 1
+    for split in SPLITS:
+        assert (
+            load_contexts(corpus_folder("gpt2") / f"{split}.safetensors").tokens[:, 0] == end
+        ).all()
+
+
+def test_everything_is_trained_and_scored_on_the_model(trained):
+    scores = trained["scores"]
+    assert set(scores["model"]) == {"gpt2"}
+    fronts = scores["site"] == "mlp_post.6"
+    panels = {
+        f"{kind}.{layer}" for kind in ("resid_post", "mlp_out", "attn_out") for layer in (2, 6, 10)
+    }
+    assert set(scores["site"][~fronts]) == panels
+    methods = PAPER.block("gpt2", "autoencoders")["methods"]
+    assert set(scores["method"][fronts]) == {*methods, "rescaled"}
+    assert set(scores["method"][~fronts]) == {"baseline", "gated"}
+    assert fronts.sum() == 9 * 2
+    assert (~fronts).sum() == 9 * 2 * 2
+    for key in ("l0", "fvu", "spliced"):
+        assert np.isfinite(scores[key]).all(), key
+    assert scores["loss"][0] == pytest.approx(np.log(262), rel=0.1)  # of a random model
+
+
+def test_fronts_and_panels_are_read_apart(trained):
+    assert set(trained["sites"]["site"]) == set(trained["scores"]["site"]) - {"mlp_post.6"}
+    for name in ("pareto", "shrinkage", "ablations", "rescaled_and_shifted", "jumprelu_front"):
+        assert set(trained[name]["site"]) == {"mlp_post.6"}, name
+    for name in ("inference_time_optimisation", "jumprelu_equivalence"):
+        assert all("_mlp_post.6_" in str(one) for one in trained[name]["name"]), name
+    assert set(trained["alive"]["one_site"]) == {"mlp_post.6"}
+    assert set(trained["alive"]["many_site"]) == set(trained["sites"]["site"])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what so small a run has none of
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_evaluates_and_draws(trained, name):
+    evaluation = experiment(name).evaluate(configuration(name), trained[name])
+    assert evaluation.metrics
+    assert set(evaluation.figures) == {figure.name for figure in experiment(name).figures}
+    plots = json.loads(json.dumps(rounded(evaluation.figures)))
+    for figure in experiment(name).figures:
+        figure.draw(plots[figure.name])
+
+
+def test_the_stage_of_the_hub_makes_what_the_paper_reads():
+    stage = yaml.safe_load((ROOT / "shared/hub/dvc.yaml").read_text())["stages"]["corpus_gpt2"]
+    paper = yaml.safe_load((ROOT / "papers/gated_sae/dvc.yaml").read_text())["stages"]
+    (made,) = stage["outs"][0]
+    assert made in [
+        one.replace("${profile}", "gpt2") for one in paper["train_autoencoders"]["deps"]
+    ]
+    assert stage["cmd"].endswith(f"--into {made}")
+    corpus = yaml.safe_load((ROOT / "shared/hub/params.yaml").read_text())["gpt2"]["corpus"]
+    assert all(f"${{gpt2.corpus.{key}}}" in stage["cmd"] for key in corpus)
+    vectors = 0.995 * SPLITS["train"] * corpus["tokens"] * (1 - 1 / corpus["length"])
+    for name in ("autoencoders", "site_autoencoders"):
+        config = PAPER.config("gpt2", name)
+        assert config.model == corpus["tokenizer"] == "gpt2"
+        assert config.steps * config.batch <= vectors, name
+
+
+def numbers(sae):
+    """How many numbers an autoencoder trains: so many for each latent, and so many besides."""
+    if isinstance(sae, TopKConfig):
+        sae = sae.model_copy(update={"k": 1})
+    few, more = (
+        sum(
+            tensor.numel()
+            for tensor in sae.model_copy(update={"d_sae": latents})
+            .create("cpu", torch.float32)
+            .parameters.values()
+        )
+        for latents in (2, 3)
+    )
+    return few + (sae.d_sae - 2) * (more - few)
+
+
+def together():
+    """What a process trains at once: its autoencoders, the widths of its sites, its parameters."""
+    fronts, panels = (PAPER.config("gpt2", f"{part}autoencoders") for part in ("", "site_"))
+    for family in FAMILIES:  # that of SAELens' class has half as many
+        yield family, plan_family(family, fronts, 4 * 768, 0), [4 * 768], fronts
+    sites = [Site(kind, layer) for layer in panels.layers for kind in panels.kinds]
+    planned = [
+        one for site in sites for m in panels.methods for one in plan(m, panels, site, 768, 0)
+    ]
+    yield "panels", planned, [768] * len(sites), panels
+
+
+@pytest.mark.parametrize("at_once", list(together()), ids=lambda at_once: at_once[0])
+def test_a_gpu_of_ten_gigabytes_suffices_by_estimate(at_once):
+    """The sum that params.yaml explains; that it is right can only be seen on a GPU."""
+    _, planned, widths, config = at_once
+    trained = 12 * sum(numbers(one.job.sae) for one in planned)
+    buffers = 4 * sum(widths) * 2 * 16 * config.batch
+    resampling = 4 * config.resample_inputs * (sum(widths) + max(widths))
+    assert 1e-9 * (trained + buffers + resampling) + 0.7 + 0.3 + 0.6 < 9

@@ -31,6 +31,7 @@ MEAN_CONTEXTS = 32
 """Contexts of `select` whose mean activation is that of mean ablation."""
 
 
+CONTEXTS_AT_ONCE = 4
 WORTH_SPREADING = 1000
 """Contexts run through a model from which it pays to start a process for every core."""
 
@@ -42,6 +43,8 @@ class Parameters(Config):
     """Contexts of `score`, from its start, for the one-layer model."""
     site_contexts: int = Field(ge=1)
     """The same for the deeper model."""
+    together: int = Field(80, ge=1)
+    """Autoencoders that are held in memory, and measured, at a time."""
 
 
 def mean_activation(model: LanguageModel, site: Site, contexts: Contexts) -> Float[Tensor, " d"]:
@@ -60,7 +63,8 @@ def measure(model_name: str, site: Site, folders: list[Path], contexts: int, run
         [load_sae(folder, run.device) for folder in folders],
         load_contexts(corpus / "score.safetensors").tokens[:contexts],
         mean_activation(model, site, load_contexts(corpus / "select.safetensors")),
-        label=f"scores {folders[0].name}",
+        batch=CONTEXTS_AT_ONCE,
+        label=f"scores {site} from {folders[0].name}",
     )
     count = len(folders)
     firings, fidelity = found.firings, found.fidelity
@@ -81,24 +85,22 @@ def measure(model_name: str, site: Site, folders: list[Path], contexts: int, run
 
 
 def run(config: Parameters, run: Run) -> Arrays:
-    """Measure all autoencoders, those of a method and site together."""
+    """Measure all autoencoders, up to `together` of a site in one pass."""
     descriptions, jobs = [], {}
     for folder, contexts in (
         ("autoencoders", config.contexts),
         ("site_autoencoders", config.site_contexts),
     ):
         table = run.inputs[folder]
-        groups = zip(*(table[key] for key in ("model", "site", "method")), strict=True)
-        for model, site, method in sorted(set(groups)):
-            here = (table["model"], table["site"], table["method"])
-            rows = np.flatnonzero((here[0] == model) & (here[1] == site) & (here[2] == method))
+        for model, site in sorted(set(zip(table["model"], table["site"], strict=True))):
+            own = np.flatnonzero((table["model"] == model) & (table["site"] == site))
             at = Site.parse(str(site))
-            description = {key: table[key][rows] for key in DESCRIPTION}
-            descriptions.append(
-                {**description, "site": np.full(len(rows), f"{at.kind}.{at.layer}")}
-            )
-            paths = [run.folder / folder / str(name) for name in table["name"][rows]]
-            jobs[folder, site, method] = partial(measure, str(model), at, paths, contexts, run)
+            for rows in np.array_split(own, -(-len(own) // config.together)):
+                named = {"site": np.full(len(rows), f"{at.kind}.{at.layer}")}
+                descriptions.append({key: table[key][rows] for key in DESCRIPTION} | named)
+                paths = [run.folder / folder / str(name) for name in table["name"][rows]]
+                job = partial(measure, str(model), at, paths, contexts, run)
+                jobs[folder, site, int(rows[0])] = job
     passes = sum(len(job.args[2]) * job.args[3] for job in jobs.values())
     spread = run.device == "cpu" and passes >= WORTH_SPREADING
     measured = side_by_side(jobs, cores() if spread else 1)

@@ -18,6 +18,7 @@ class Adam:
         parameters: contiguous float32 tensors, changed in place.
         lr: the learning rate.
         betas: the share of either moment that a step keeps.
+        epsilon: added to the root of the second moment.
     """
 
     def __init__(
@@ -25,10 +26,12 @@ class Adam:
         parameters: Mapping[str, Tensor],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = EPSILON,
     ):
         self.parameters = parameters
         self.lr = lr
         self.betas = betas
+        self.epsilon = epsilon
         self.mean = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         self.square = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         device = next(iter(parameters.values())).device
@@ -60,7 +63,7 @@ class Adam:
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=0.0,
-            eps=EPSILON,
+            eps=self.epsilon,
             amsgrad=False,
             maximize=False,
         )

@@ -33,7 +33,7 @@ from shared.memory import keep_freed_memory
 from shared.progress import progress
 from shared.provenance import content_hash
 from shared.saes.architecture import Architecture, SaeConfig, matmul_precision
-from shared.training.adam import Adam
+from shared.training.adam import EPSILON, Adam
 from shared.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from shared.training.resampling import Resampling, Share, dead_features, resample
 
@@ -65,6 +65,14 @@ class Job(Config):
     in annealing."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Adam's."""
+    epsilon: float = Field(default=EPSILON, gt=0, allow_inf_nan=False)
+    """Adam's."""
+    clip: float | None = Field(default=None, gt=0)
+    """Length to which the gradients of all parameters together are shortened, if any."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Share of an average of the weights that a step keeps. It starts from nothing and is corrected
+    for that, so that it equals the weights after the first step. In the end it takes their place
+    (Scaling and Evaluating Sparse Autoencoders, appendix A)."""
     lr_warmup: WarmUp = 0
     """Share of training over which the learning rate rises from a tenth, along a cosine, at the
     start and after every resampling (Gated SAE, appendix D: 1,000 steps of 300,000)."""
@@ -100,6 +108,7 @@ class _Running:
     due: frozenset[int]
     lr_warmup: int  # in steps, as is the next
     penalty_warmup: int
+    average: dict[str, Tensor]  # of the weights, by parameter; empty without `ema`
     history: list[Entry] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     resampled: int = 0
@@ -195,6 +204,8 @@ def train(
             ):
                 _save(checkpoint, running, done, identity)
                 saved, saved_at = done, time.monotonic()
+    for run in running:
+        _take_average(run, steps)
     return {
         run.job.name: Trained(run.sae, _columns(run.history), run.diverged_at) for run in running
     }
@@ -214,7 +225,7 @@ def _create(job: Job, steps: int, device: str, matmul: torch.dtype) -> _Running:
     return _Running(
         job=job,
         sae=sae,
-        adam=Adam(sae.parameters, job.lr, job.betas),
+        adam=Adam(sae.parameters, job.lr, job.betas, job.epsilon),
         last_fired=torch.zeros(job.sae.d_sae, dtype=torch.int64, device=device),
         window=max(1, round(job.dead_window * steps)),
         due=frozenset(round(at * steps) for at in job.resampling.at)
@@ -222,6 +233,9 @@ def _create(job: Job, steps: int, device: str, matmul: torch.dtype) -> _Running:
         else frozenset(),
         lr_warmup=round(job.lr_warmup * steps),
         penalty_warmup=round(job.penalty_warmup * steps),
+        average={name: torch.zeros_like(tensor) for name, tensor in sae.parameters.items()}
+        if job.ema
+        else {},
     )
 
 
@@ -316,11 +330,32 @@ def _step(run: _Running, x: Float[Tensor, "batch d_in"], done: int) -> None:
     before = done - 1
     penalty = min(1.0, before / run.penalty_warmup) if run.penalty_warmup else 1.0
     gradients, measured = run.sae.gradients(x, penalty)
+    if run.job.clip:
+        _clip(gradients, run.job.clip)
     run.adam.step(gradients, warmed_lr(before, run.lr_warmup, run.due))
     run.sae.constrain()
+    if run.job.ema:
+        for name, average in run.average.items():
+            average.lerp_(run.sae.parameters[name], 1 - run.job.ema)
     run.last_fired.masked_fill_(measured.fired, done)
     for name, value in measured.scalars.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value.double()
+
+
+def _clip(gradients: Mapping[str, Tensor], longest: float) -> None:
+    """Shorten gradients that are longer than this all together, in place."""
+    length = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+    shorter = (longest / length).clamp(max=1)
+    for gradient in gradients.values():
+        gradient.mul_(shorter)
+
+
+def _take_average(run: _Running, steps: int) -> None:
+    """Put the average of the weights, if there is one, in their place."""
+    if run.job.ema:
+        for name, average in run.average.items():
+            run.sae.parameters[name].copy_(average / (1 - run.job.ema**steps))
+        run.sae.constrain()
 
 
 def _record(run: _Running, done: int) -> None:
@@ -350,6 +385,7 @@ def _state(run: _Running) -> dict[str, Tensor]:
     return {
         **{f"weights/{name}": tensor for name, tensor in run.sae.state.items()},
         **{f"adam/{name}": tensor for name, tensor in run.adam.state.items()},
+        **{f"average/{name}": tensor for name, tensor in run.average.items()},
         "last_fired": run.last_fired,
     }
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from shared.training.adam import Adam
@@ -13,10 +14,11 @@ def gradients(step):
     return {"W": torch.randn(7, 5, generator=generator), "b": torch.randn(7, generator=generator)}
 
 
-def test_it_equals_torch_bit_by_bit():
+@pytest.mark.parametrize("epsilon", [1e-8, 6.25e-10])
+def test_it_equals_torch_bit_by_bit(epsilon):
     ours, theirs = parameters(), parameters()
-    adam = Adam(ours, lr=0.01)
-    reference = torch.optim.Adam(theirs.values(), lr=0.01, fused=True)
+    adam = Adam(ours, lr=0.01, epsilon=epsilon)
+    reference = torch.optim.Adam(theirs.values(), lr=0.01, eps=epsilon, fused=True)
     for step in range(20):
         adam.step(gradients(step))
         for name, tensor in theirs.items():

@@ -30,7 +30,10 @@ def batches(start):
         yield batch(number)
 
 
-SETTINGS = ("site", "lr", "betas", "lr_warmup", "penalty_warmup", "resampling", "dead_window")
+SETTINGS = (
+    *("site", "lr", "betas", "epsilon", "clip", "ema"),
+    *("lr_warmup", "penalty_warmup", "resampling", "dead_window"),
+)
 
 
 def job(name="one", **changes):
@@ -72,6 +75,48 @@ def test_warm_up_and_betas():
         sae.constrain()
     for name, tensor in weights(found).items():
         torch.testing.assert_close(tensor, sae.parameters[name])
+
+
+def test_adam_s_epsilon():
+    found = train([job(epsilon=0.1)], batches, 1, precision="float32")["one"]
+    sae = job().sae.create()
+    sae.start(batch(0))
+    Adam(sae.parameters, 3e-3, epsilon=0.1).step(sae.gradients(batch(0))[0])
+    sae.constrain()
+    assert_same(weights(found), sae.parameters)
+
+
+def test_clipping_shortens_all_gradients_together_and_none_that_is_short():
+    sae = job().sae.create()
+    sae.start(batch(0))
+    gradients = sae.gradients(batch(0))[0]
+    length = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+    adam = Adam(sae.parameters, 3e-3, epsilon=0.1)
+    adam.step({name: g / 2 for name, g in gradients.items()})
+    sae.constrain()
+    clipped = train([job(epsilon=0.1, clip=length / 2)], batches, 1, precision="float32")["one"]
+    for name, tensor in weights(clipped).items():
+        torch.testing.assert_close(tensor, sae.parameters[name])
+    untouched = train([job(clip=length * 1.01)], batches, 1, precision="float32")["one"]
+    plain = train([job()], batches, 1, precision="float32")["one"]
+    assert_same(weights(untouched), weights(plain))
+
+
+def test_the_average_of_the_weights_takes_their_place():
+    """Each weight of w₁ … w₅ counts half as much as the next; one step's average is its weight."""
+    after = [
+        weights(train([job()], batches, steps, precision="float32")["one"]) for steps in range(1, 6)
+    ]
+    share = torch.tensor([0.5**back for back in (4, 3, 2, 1, 0)])
+    found = weights(train([job(ema=0.5)], batches, 5, precision="float32")["one"])
+    for name, tensor in found.items():
+        average = sum(s * w[name] for s, w in zip(share / share.sum(), after, strict=True))
+        if name == "W_dec":
+            average /= torch.linalg.vector_norm(average, dim=1, keepdim=True)
+        torch.testing.assert_close(tensor, average)
+    once = train([job(ema=0.999)], batches, 1, precision="float32")["one"]
+    for name, tensor in weights(once).items():
+        torch.testing.assert_close(tensor, after[0][name])
 
 
 def test_the_learning_rate_is_warmed_up_again_after_resampling():
@@ -223,7 +268,10 @@ def test_jobs_that_do_not_fit(jobs, message):
         train(jobs, batches, 10)
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0}, {"lr": math.nan}, {"name": "a/b"}, {"dead_window": 1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"lr": 0}, {"lr": math.nan}, {"ema": 1.0}, {"clip": 0}, {"name": "a/b"}, {"dead_window": 1}],
+)
 def test_parameters_that_make_no_sense(bad):
     with pytest.raises(ValidationError, match=next(iter(bad))):
         job(**bad)
@@ -245,7 +293,7 @@ def stopping_at(number):
 
 JOBS = [
     job("one", resampling=Resampling(at=(0.3, 0.6), inputs=150), dead_window=0.05),
-    job("two", d_sae=10, pre_encoder_bias=False),
+    job("two", d_sae=10, pre_encoder_bias=False, ema=0.8),
     job("bad", lr=1e30),
 ]
 

@@ -174,11 +174,27 @@ def train(paper: Paper, name: str, profile: str, seed: int) -> None:
     write_npz(paper.arrays_path(profile, name), arrays)
 
 
-def train_all(paper: Paper, names: Sequence[str], profile: str, seed: int) -> None:
-    """Train experiments one after another, none if one of the names is wrong (UserError)."""
+def train_all(
+    paper: Paper, names: Sequence[str], profile: str, seed: int, at_once: bool = False
+) -> None:
+    """Train experiments in the order given, each stored as soon as it is complete.
+
+    Args:
+        at_once: share them out among the processor's cores, unless there is a GPU.
+
+    Raises:
+        UserError: before any training, for a wrong name, or for experiments that shall train at
+            once although one needs another.
+    """
     paper.require(names)
-    for name in names:
-        train(paper, name, profile, seed)
+    jobs = {name: partial(train, paper, name, profile, seed) for name in names}
+    processes = 1
+    if at_once:
+        for name in names:
+            if needed := set(names).intersection(paper.experiment(name).needs):
+                raise UserError(f"{name} needs {min(needed)} first: train them without --at-once")
+        processes = cores() if pick_device() == "cpu" else 1
+    side_by_side(jobs, processes)
 
 
 def evaluate(paper: Paper, profile: str) -> None:
@@ -283,9 +299,12 @@ def run_paper(name: str, experiments: tuple[str, ...]) -> None:
         profile: ProfileOption = "embedded",
         seed: SeedOption = 0,
         into: IntoOption = ROOT,
+        at_once: Annotated[
+            bool, typer.Option("--at-once", help="Share them out among the processor's cores.")
+        ] = False,
     ) -> None:
         """Train experiments in the order given; each is stored as soon as it is complete."""
-        guard(lambda: train_all(paper(into, profile), chosen, profile, seed))
+        guard(lambda: train_all(paper(into, profile), chosen, profile, seed, at_once))
 
     @app.command("evaluate")
     def evaluate_command(profile: ProfileOption = "embedded", into: IntoOption = ROOT) -> None:

@@ -256,6 +256,27 @@ def test_a_killed_training_leaves_earlier_results_and_runs_again(tmp_path, kill)
     assert [path.name for path in smoke.iterdir()] == ["features_in_two_dimensions.npz"]
 
 
+def test_experiments_that_train_at_once_give_the_same_arrays(tmp_path):
+    names = ("polytopes", "bias_free_surfaces")
+    for at_once in (False, True):
+        into = Paper("toy_superposition", names, tmp_path / str(at_once))
+        stages.train_all(into, names, "smoke", 0, at_once)
+    for name in names:
+        one_by_one, at_once = (
+            read_npz(tmp_path / folder / "artifacts/toy_superposition/smoke" / f"{name}.npz")
+            for folder in ("False", "True")
+        )
+        assert one_by_one.keys() == at_once.keys()
+        for key in one_by_one.keys() - {stages.RUN}:
+            np.testing.assert_array_equal(one_by_one[key], at_once[key])
+
+
+def test_experiments_that_need_each_other_do_not_train_at_once(tmp_path):
+    paper = Paper("gated_sae", ("scores", "pareto"), tmp_path)
+    with pytest.raises(UserError, match="pareto needs scores first"):
+        stages.train_all(paper, ("scores", "pareto"), "smoke", 0, at_once=True)
+
+
 def test_rounding_to_significant_digits():
     value = {"a": np.array([1.23456, 2e-16, np.nan]), "b": (1, 12345.678), "c": np.int64(3)}
     assert rounded(value) == {"a": [1.235, 0.0, None], "b": [1, 12350.0], "c": 3}

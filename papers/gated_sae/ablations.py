@@ -12,25 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from papers.gated_sae.fronts import (
-    METHODS,
-    SAE_LENS,
-    Parameters,
+from papers.gated_sae.fronts import METHODS, SAE_LENS, Parameters, reader
+from shared.experiment import Arrays, Evaluation, Experiment, Figure
+from shared.figures.fronts import draw_curves, floats, l0_axis
+from shared.figures.style import panel_labels, subplots
+from shared.metrics.fronts import (
     compare,
     curves,
-    draw_curves,
-    floats,
     front,
     interval,
-    l0_axis,
     lower_bound,
     matched,
     points,
-    reader,
     seeds_of,
 )
-from shared.experiment import Arrays, Evaluation, Experiment, Figure
-from shared.figures.style import panel_labels, subplots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +149,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     """Draw the fronts, and what every one of them has more or less than the full Gated SAE."""
     figure, axes = subplots(1, 2, 2.9)
     fronts, gaps = axes[0]
-    draw_curves(fronts, data["curves"], "loss recovered")
+    draw_curves(fronts, METHODS, data["curves"], "loss recovered")
     for method, lines in data["gaps"].items():
         for one in lines:
             gaps.plot(

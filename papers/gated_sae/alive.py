@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from papers.gated_sae import sites as panels
-from papers.gated_sae.fronts import (
-    METHODS,
-    SAE_LENS,
-    Parameters,
-    curves,
-    draw_curves,
-    seeds_of,
-    select,
-)
+from papers.gated_sae.fronts import METHODS, SAE_LENS, Parameters, select
 from shared.experiment import Arrays, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import draw_curves
 from shared.figures.style import panel_labels, subplots
+from shared.metrics.fronts import curves, seeds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +94,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     """Draw the share alive against L0, in a panel for each group of methods."""
     figure, axes = subplots(1, len(data["groups"]), 2.9, sharey=True)
     for number, (panel, group) in enumerate(zip(axes[0], data["groups"], strict=True)):
-        draw_curves(panel, group, "" if number else "share of features alive")
+        draw_curves(panel, METHODS, group, "" if number else "share of features alive")
         panel.set_ylim(0, 1.03)
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=6)
     panel_labels(axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from shared.activations.sites import Site, read
 from shared.corpus.shards import corpus_folder, load_contexts
+from shared.errors import UserError
 from shared.experiment import Arrays, Run
 from shared.language_models.load import LanguageModel
 from shared.saes.loading import AnyWeights, load_sae
+from shared.saes.preprocessing import Normalised
 
 FOLDERS = ("autoencoders", "site_autoencoders")
 BATCH = 16  # contexts in a forward pass
@@ -38,11 +41,19 @@ def site_of(text: str) -> Site:
     return Site.parse(f"blocks.{layer}.{kind}")
 
 
+def load_plain(folder: Path, device: str) -> AnyWeights:
+    """Read an autoencoder of activations as they are. Raises UserError for another, or for none."""
+    found = load_sae(folder, device)
+    if isinstance(found, Normalised):
+        raise UserError(f"{folder} is of normalised inputs, and none of this paper is: train again")
+    return found
+
+
 def load_autoencoder(run: Run, name: str) -> AnyWeights:
     """Read a trained autoencoder of the run. Raises UserError where there is none."""
     folders = [run.folder / part / name for part in FOLDERS]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return load_sae(found, run.device)
+    return load_plain(found, run.device)
 
 
 def held_out(run: Run, model: LanguageModel, site: Site, split: str, contexts: int) -> HeldOut:

@@ -22,13 +22,15 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from papers.gated_sae.fronts import METHODS, interval, l0_axis
+from papers.gated_sae.fronts import METHODS
 from papers.gated_sae.held_out import HeldOut, held_out, load_autoencoder, rows_of, site_of
 from shared.errors import UserError
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import l0_axis
 from shared.figures.style import panel_labels, subplots
 from shared.language_models.load import load
 from shared.metrics.downstream import Downstream
+from shared.metrics.fronts import interval
 from shared.metrics.reconstruction import Reconstruction
 from shared.parallel import cores, side_by_side
 from shared.progress import progress

@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from papers.gated_sae.fronts import (
-    Parameters,
-    compare,
-    curves,
-    draw_curves,
-    interval,
-    lower_bound,
-    plain_ticks,
-    points,
-    reader,
-)
+from papers.gated_sae.fronts import METHODS as LOOKS
+from papers.gated_sae.fronts import Parameters, reader
 from shared.experiment import Arrays, Evaluation, Experiment, Figure
+from shared.figures.fronts import draw_curves, plain_ticks
 from shared.figures.style import panel_labels, subplots
+from shared.metrics.fronts import compare, curves, interval, lower_bound, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -85,7 +78,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     """Draw the loss added, and the share of frequent features, against L0."""
     figure, axes = subplots(1, 2, 2.8)
     added, frequent = axes[0]
-    draw_curves(added, data["added"], "loss added (nats per token)")
+    draw_curves(added, LOOKS, data["added"], "loss added (nats per token)")
     added.set_yscale("log")
     plain_ticks(added.yaxis)
     shares = {
@@ -99,7 +92,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
         }
         for method, one in data["frequent"].items()
     }
-    draw_curves(frequent, shares, "features above 10% frequency (%)")
+    draw_curves(frequent, LOOKS, shares, "features above 10% frequency (%)")
     frequent.axhline(
         100 * data["paper"]["share"],
         color="0.4",

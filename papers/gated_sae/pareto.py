@@ -9,24 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from papers.gated_sae.fronts import METHODS as LOOKS
 from papers.gated_sae.fronts import (
     Parameters,
-    compare,
-    curves,
-    draw_curves,
     draw_ratios,
-    floats,
-    front,
-    interval,
-    l0_axis,
     l0_ratios,
-    points,
     ratio_numbers,
     reader,
     summary_of_ratios,
 )
 from shared.experiment import Arrays, Evaluation, Experiment, Figure
+from shared.figures.fronts import draw_curves, floats, l0_axis
 from shared.figures.style import PALETTE, panel_labels, subplots
+from shared.metrics.fronts import compare, curves, front, interval, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -76,7 +71,7 @@ def draw_front(data: Mapping[str, Any]) -> Canvas:
     """Draw both fronts, and their difference at matched L0."""
     figure, axes = subplots(1, 2, 2.6, width_ratios=[1.4, 1])
     fronts, gaps = axes[0]
-    draw_curves(fronts, data["curves"], "loss recovered")
+    draw_curves(fronts, LOOKS, data["curves"], "loss recovered")
     fronts.legend(loc="lower right")
     for number, one in enumerate(data["gaps"]):
         gaps.plot(

@@ -10,18 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from papers.gated_sae.fronts import (
-    Parameters,
-    compare,
-    curves,
-    draw_curves,
-    interval,
-    points,
-    reader,
-)
+from papers.gated_sae.fronts import METHODS as LOOKS
+from papers.gated_sae.fronts import Parameters, reader
 from papers.gated_sae.shrinkage import by_seed, gammas
 from shared.experiment import Arrays, Evaluation, Experiment, Figure
+from shared.figures.fronts import draw_curves
 from shared.figures.style import panel_labels, subplots
+from shared.metrics.fronts import compare, curves, interval, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -61,8 +56,8 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     """Draw the three fronts, and γ of the same autoencoders."""
     figure, axes = subplots(1, 2, 2.8)
     fronts, gamma = axes[0]
-    draw_curves(fronts, data["recovered"], "loss recovered")
-    draw_curves(gamma, data["gamma"], "relative reconstruction bias γ")
+    draw_curves(fronts, LOOKS, data["recovered"], "loss recovered")
+    draw_curves(gamma, LOOKS, data["gamma"], "relative reconstruction bias γ")
     gamma.axhline(1, color="0.3", linewidth=0.7)
     figure.legend(*fronts.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     panel_labels(axes)

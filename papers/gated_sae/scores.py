@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from papers.gated_sae.held_out import load_plain
 from papers.gated_sae.methods import joined
 from shared.activations.sites import Site, read
 from shared.corpus.shards import Contexts, corpus_folder, load_contexts
@@ -22,7 +23,6 @@ from shared.experiment import Arrays, Config, Evaluation, Experiment, Run
 from shared.language_models.load import LanguageModel, load
 from shared.metrics.scores import score
 from shared.parallel import cores, side_by_side
-from shared.saes.loading import load_sae
 
 DESCRIPTION = ("name", "method", "model", "penalty", "d_sae", "seed")
 FREQUENT = 0.1
@@ -60,7 +60,7 @@ def measure(model_name: str, site: Site, folders: list[Path], contexts: int, run
     found = score(
         model,
         site,
-        [load_sae(folder, run.device) for folder in folders],
+        [load_plain(folder, run.device) for folder in folders],
         load_contexts(corpus / "score.safetensors").tokens[:contexts],
         mean_activation(model, site, load_contexts(corpus / "select.safetensors")),
         batch=CONTEXTS_AT_ONCE,

@@ -12,20 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from papers.gated_sae.fronts import (
-    METHODS as LOOKS,
-)
-from papers.gated_sae.fronts import (
-    Parameters,
-    compare,
-    curves,
-    draw_curves,
-    interval,
-    reader,
-    seeds_of,
-)
+from papers.gated_sae.fronts import METHODS as LOOKS
+from papers.gated_sae.fronts import Parameters, reader
 from shared.experiment import Arrays, Evaluation, Experiment, Figure
+from shared.figures.fronts import draw_curves
 from shared.figures.style import subplots
+from shared.metrics.fronts import compare, curves, interval, seeds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +102,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     """Draw γ against L0, with the line at 1."""
     figure, axes = subplots(1, 1, 2.9)
     panel: Axes = axes[0, 0]
-    draw_curves(panel, data["curves"], "relative reconstruction bias γ")
+    draw_curves(panel, LOOKS, data["curves"], "relative reconstruction bias γ")
     references(panel, data["paper"], "mlp_out")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right center")
     return figure

@@ -13,24 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from papers.gated_sae.fronts import METHODS as LOOKS
-from papers.gated_sae.fronts import (
-    compare,
-    curves,
-    draw_curves,
-    draw_ratios,
-    floats,
-    front,
-    l0_axis,
-    l0_ratios,
-    ratio_numbers,
-    seeds_of,
-    select,
-    summary_of_ratios,
-)
+from papers.gated_sae.fronts import draw_ratios, l0_ratios, ratio_numbers, select, summary_of_ratios
 from papers.gated_sae.shrinkage import PAPER as PAPER_GAMMA
 from papers.gated_sae.shrinkage import gammas, references
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import draw_curves, floats, l0_axis
 from shared.figures.style import PALETTE, panel_labels, subplots
+from shared.metrics.fronts import compare, curves, front, seeds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,7 +187,7 @@ def draw_grid(
             if site not in panels:
                 panel.set_axis_off()
                 continue
-            draw_curves(panel, panels[site], ylabel if column == 0 else "")
+            draw_curves(panel, LOOKS, panels[site], ylabel if column == 0 else "")
             finish(panel, site)
             panel.set_title(f"{KINDS[kind]}, layer {layer}", fontsize=7)
             l0_axis(panel, (1, 3))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -60,6 +60,16 @@ class Site:
         raise UserError(
             f"no site {text!r}: write blocks.LAYER.KIND, KIND one of {', '.join(KINDS)}"
         )
+
+    @classmethod
+    def from_hook_name(cls, name: str) -> Site:
+        """Read TransformerLens' "blocks.0.mlp.hook_post". Raises UserError for any other."""
+        layer = name.split(".")[1] if name.startswith("blocks.") else ""
+        for kind in KINDS:
+            if layer.isdecimal() and cls(kind, int(layer)).hook_name == name:
+                return cls(kind, int(layer))
+        known = ", ".join(cls(kind, 0).hook_name for kind in KINDS)
+        raise UserError(f"no hook {name!r} is read here: those of a layer are {known}")
 
 
 def width(model: LanguageModel, site: Site) -> int:
@@ -151,3 +161,35 @@ def replaced_logits(
         return model.logits(tokens)
     finally:
         handle.remove()
+
+
+@torch.no_grad()
+def logits_from(
+    model: LanguageModel,
+    layer: int,
+    residual: Float[Tensor, "batch length d_model"],
+    positions: Int64[Tensor, "batch some"] | None = None,
+) -> Float[Tensor, "batch _ vocab"]:
+    """Return the logits at some positions of a model that goes on from a residual stream.
+
+    They are those of `replaced_logits` at the layer's resid_post, but only later layers run.
+
+    Args:
+        layer: the one that `residual` comes out of.
+        residual: all positions from 0 on, also where nothing is replaced: attention reads them.
+        positions: where logits are wanted, in each row; everywhere by default.
+
+    Raises:
+        UserError: the model does not have the layer.
+    """
+    width(model, Site("resid_post", layer))  # raises if there is no such layer
+    length = residual.shape[1]
+    # Given explicitly, since a block alone takes no mask for a causal one under some attention.
+    causal = residual.new_full((length, length), -torch.inf).triu(1)[None, None]
+    transformer: Any = model.network.transformer
+    for block in transformer.h[layer + 1 :]:
+        residual = block(residual, attention_mask=causal)
+    if positions is not None:
+        residual = residual.gather(1, positions[..., None].expand(-1, -1, residual.shape[2]))
+    logits: Tensor = model.network.lm_head(transformer.ln_f(residual))
+    return logits

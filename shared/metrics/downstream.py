@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from shared.activations.sites import Site, replaced_logits
+from shared.activations.sites import Site, logits_from, read, replaced_logits
 from shared.language_models.load import LanguageModel
 
 
@@ -101,9 +101,9 @@ class Downstream:
         clean_lse = clean.logsumexp(-1)
         p = (clean - clean_lse[..., None]).exp_()
         sums = [(_cross_entropy(tokens, clean, clean_lse), 0.0)]
+        going_on = self._going_on(tokens)
         for replacement in (torch.zeros_like(mean), mean, *reconstructions):
-            replaced = replaced_logits(self._model, tokens, self._site, _after_first(replacement))
-            logits = replaced[:, :-1]
+            logits = going_on(_after_first(replacement))[:, :-1]
             lse = logits.logsumexp(-1)
             # Σ p (log p − log q); differences first, so that no large numbers cancel.
             divergence = torch.linalg.vecdot(p, clean - logits) - (clean_lse - lse)
@@ -116,6 +116,16 @@ class Downstream:
         found = np.array(sums)
         self._sums = found if self._sums is None else self._sums + found
         self._predicted += tokens[:, 1:].numel()
+
+    def _going_on(
+        self, tokens: Int64[Tensor, "batch length"]
+    ) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
+        """Return what gives the logits under a replacement; after a layer, only later ones run."""
+        model, site = self._model, self._site
+        if site.kind != "resid_post":
+            return lambda replace: replaced_logits(model, tokens, site, replace)
+        x = read(model, tokens, [site])[site]
+        return lambda replace: logits_from(model, site.layer, replace(x))
 
     def result(self) -> Effect:
         """Return the mean losses and divergences so far. Raises ValueError before any update."""

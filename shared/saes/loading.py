@@ -9,6 +9,7 @@ from shared.errors import UserError
 from shared.saes.architecture import Exported
 from shared.saes.gated import GatedWeights
 from shared.saes.jumprelu import JumpReLUWeights
+from shared.saes.preprocessing import Normalised
 from shared.saes.topk import TopKWeights
 from shared.saes.weights import CONFIG, STANDARD, Weights, read_sae, weights_of
 
@@ -32,15 +33,19 @@ WEIGHTS: dict[str, Callable[[Exported], AnyWeights]] = {
 }
 
 
-def load_sae(folder: Path, device: str = "cpu") -> AnyWeights:
+def load_sae(folder: Path, device: str = "cpu") -> AnyWeights | Normalised:
     """Read an autoencoder that this package or SAELens has written.
 
+    It is `Normalised` where cfg.json says that it takes its inputs so ("layer_norm").
+
     Raises:
-        UserError: the folder holds none, or a damaged one, or one of an architecture that is not
-            read here.
+        UserError: the folder holds none, or a damaged one, or one of an architecture or of inputs
+            that are not read here.
     """
-    exported = read_sae(folder, TENSORS, device)
+    exported = read_sae(folder, TENSORS, device, normalizations=("none", "layer_norm"))
     try:
-        return WEIGHTS[exported.config["architecture"]](exported)
+        weights = WEIGHTS[exported.config["architecture"]](exported)
     except KeyError as error:  # the tensors are there: it is a number that the architecture has
         raise UserError(f"{folder / CONFIG} lacks {error}: train or fetch it again") from error
+    plain = exported.config["normalize_activations"] == "none"
+    return weights if plain else Normalised(weights)

@@ -1,7 +1,8 @@
 """The autoencoder of Gao et al. 2024, "Scaling and evaluating sparse autoencoders".
 
-Its sections 2.3 and 2.4 and appendix A state the architecture, initialisation and the auxiliary
-loss; the scales of both losses are those of the code that its authors published.
+Sections 2.3 and 2.4 and appendix A state the architecture, the initialisation and the auxiliary
+loss, section 5.3 Multi-TopK. What they leave open is as in the code that the authors published. The
+normalisation of every input that comes first in both is in `shared.saes.preprocessing`.
 """
 
 from __future__ import annotations
@@ -11,55 +12,70 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from shared.saes.architecture import Architecture, Exported, Measured, SaeConfig
-from shared.saes.codes import codes_at
+from shared.saes.codes import Codes, codes_at
 from shared.saes.geometric_median import geometric_median
 from shared.saes.selection import top_k
 from shared.saes.unit_decoder import random_directions, remove_parallel, restart, scale_to_unit
 
-EPSILON = 1e-5
-"""Added to the standard deviation of an input that is normalised, by the authors and SAELens."""
+MEDIAN_OF = 32_768
+"""Inputs whose geometric median b_dec starts at, at the most (the authors' code)."""
+FIRING = 1e-3
+"""A feature fires where it is over this share of a typical input's length (the authors' code)."""
 
 
 class TopKConfig(SaeConfig):
     """A TopK autoencoder.
 
-        f = ReLU(TopK((x̃ − b_dec) W_enc)),  x̂ = f W_dec + b_dec
-        loss = mean over inputs of ‖x̃ − x̂‖² / V + aux · (auxiliary loss)
+        u = s x,  f = ReLU(TopK((u − b_dec) W_enc)),  û = f W_dec + b_dec
+        loss = mean over inputs of ‖u − û‖² / V + aux · (auxiliary loss)
 
-    V is the mean of ‖x̃ − mean of x̃‖² over the first batch. Where fewer than k pre-activations are
-    positive, fewer than k features are active: the ReLU is in the authors' code, not in their
-    equation, from which it differs there only. As in the equation there is no encoder bias.
+    One factor s for all inputs gives the first batch a mean squared length of 1; V is the mean of
+    ‖u − mean of u‖² over it, so that the loss is 1 where the mean is predicted. Where fewer than k
+    pre-activations are positive, fewer than k features are active: the ReLU is in the authors'
+    code, not in their equation 2. That has no encoder bias, nor is there one here; the code has.
 
-    The auxiliary loss (AuxK) is for features that are dead: the largest `k_aux` of their
-    pre-activations, through a ReLU and W_dec, shall give what x̂ lacks. Its squared error is divided
-    by the variance of x̃ − x̂ in the batch. What x̂ lacks is taken as given.
+    The auxiliary loss (AuxK) is for dead features: the largest `k_aux` of their pre-activations,
+    through a ReLU and W_dec, shall give what û lacks. Its squared error is divided by the variance
+    of u − û in the batch, and is 0 without any: so the code; the paper (appendix A.2) divides for
+    every input, without saying by what. As in the code, of û only b_dec gets a gradient from it.
+
+    Multi-TopK (`multi_k`) adds multi_weight times the error of the û of the multi_k largest. What
+    is dead, and what û lacks, is told by the k largest: the paper leaves it open.
     """
 
     k: int = Field(ge=1)
     """Features active for each input."""
-    layer_norm: bool = False
-    """True: x̃ is x less its mean over d_in, scaled to unit length (the paper). False: x̃ is x times
-    one factor for all inputs, under which the mean squared length is 1, so that the error is that
-    of the activations themselves, as the other architectures have it."""
     aux: float = Field(default=1 / 32, ge=0, allow_inf_nan=False)
     """α, the weight of the auxiliary loss."""
     k_aux: int | None = Field(default=None, ge=1)
     """Dead features in use for each input. None: the power of two next to d_in/2, as in the paper
     (512 at d_in = 768; the default of its code is 256)."""
     dead_after: int = Field(default=10_000_000, ge=1)
-    """A feature is dead that was not active on so many vectors in a row."""
+    """A feature is dead that did not fire on so many vectors in a row."""
+    multi_k: int | None = Field(default=None, ge=1)
+    """k of the second reconstruction of Multi-TopK (the paper: 4k). None: TopK."""
+    multi_weight: float = Field(default=1 / 8, ge=0, allow_inf_nan=False)
+    """Weight of the second reconstruction's error."""
+    transposed: bool = True
+    """Whether the encoder starts with the decoder's directions, or with random ones of its own (an
+    ablation of the paper)."""
+    matched: bool = True
+    """Whether it starts at the length at which outputs are as long as inputs (appendix A.1), or at
+    unit length (an ablation, figure 16, which finds no effect or a weakly negative one)."""
 
     @model_validator(mode="after")
     def _fits(self) -> TopKConfig:
         if self.k > self.d_sae:
             raise ValueError(f"k {self.k} is more than d_sae {self.d_sae}")
-        if self.layer_norm and self.d_in == 1:
-            raise ValueError("layer_norm needs a d_in of 2 or more")
+        if self.multi_k is not None and not self.k < self.multi_k <= self.d_sae:
+            raise ValueError(
+                f"multi_k {self.multi_k} is not over k {self.k} and at most d_sae {self.d_sae}"
+            )
         return self
 
     @property
@@ -72,32 +88,16 @@ class TopKConfig(SaeConfig):
         return TopK(self, device, matmul)
 
 
-class Statistics(NamedTuple):
-    """What `normalised` takes from every input."""
-
-    mean: Float[Tensor, "*batch 1"]
-    deviation: Float[Tensor, "*batch 1"]
-
-
-def normalised(
-    x: Float[Tensor, "*batch d_in"],
-) -> tuple[Float[Tensor, "*batch d_in"], Statistics]:
-    """Return inputs of mean 0 and standard deviation 1 over d_in, and what they were before.
-
-    As in SAELens ("layer_norm") and the authors' code, the deviation is the unbiased one, so that
-    the length is √(d_in − 1) but for EPSILON.
-    """
-    mean = x.mean(-1, keepdim=True)
-    deviation = x.std(-1, keepdim=True)
-    return (x - mean) / (deviation + EPSILON), Statistics(mean, deviation)
-
-
 class TopK(Architecture):
     """A TopK autoencoder in training.
 
-    Decoder rows are random directions, the encoder starts as the decoder's transpose, b_dec at the
-    geometric median of the first batch. It has no sparsity penalty, and counts for itself on how
-    many vectors in a row a feature was not active, in `gradients`.
+    Decoder rows are random directions, the encoder starts as a multiple of the decoder's transpose,
+    b_dec at the geometric median of the first batch. Decoder rows get unit length after Adam's
+    step, as the paper says; its code does that before the step, so that what it saves has other
+    lengths.
+
+    There is no sparsity penalty. On how many vectors in a row a feature did not fire is counted in
+    `gradients`.
     """
 
     per_feature = ("W_enc_T", "W_dec")
@@ -106,12 +106,16 @@ class TopK(Architecture):
         self.config = config
         self.matmul = matmul
         self.W_dec = random_directions(config).to(device)
-        self.W_enc_T = self.W_dec.clone()
+        if config.transposed:
+            self.W_enc_T = self.W_dec.clone()
+        else:
+            apart = config.model_copy(update={"seed": ~config.seed})
+            self.W_enc_T = random_directions(apart).to(device)
         self.b_dec = torch.zeros(config.d_in, device=device)
         self.scale = torch.ones((), device=device)
         self.variance = torch.ones((), device=device)
         self.unused = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
-        """Vectors since a feature was last active."""
+        """Vectors since a feature last fired."""
         self.parameters = {"W_enc_T": self.W_enc_T, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
     @property
@@ -125,20 +129,39 @@ class TopK(Architecture):
         }
 
     def start(self, first: Float[Tensor, "batch d_in"]) -> None:
-        """Measure the scale and the variance of the first activations, and set b_dec."""
-        if self.config.layer_norm:
-            self.scale.fill_((self.config.d_in - 1) ** -0.5)
-        else:
-            self.scale.copy_(first.square().sum(1).mean().rsqrt())
-        inputs = self._inputs(first)
+        """Measure scale and variance of the first activations; set b_dec and the encoder."""
+        self.scale.copy_(first.square().sum(1).mean().rsqrt())
+        inputs = first * self.scale
         self.variance.copy_((inputs - inputs.mean(0)).square().sum(1).mean())
-        self.b_dec.copy_(geometric_median(inputs))
-
-    def _inputs(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        return (normalised(x)[0] if self.config.layer_norm else x) * self.scale
+        self.b_dec.copy_(geometric_median(inputs[:MEDIAN_OF]))
+        if self.config.matched:
+            centred = inputs - self.b_dec
+            output = self._selected(self._before(centred))[0].times(self.W_dec)
+            lengths = centred.square().sum().sqrt() / output.square().sum().sqrt()
+            self.W_enc_T.mul_(torch.where(lengths.isfinite(), lengths, 1.0))
 
     def _before(self, centred: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         return centred.to(self.matmul) @ self.W_enc_T.to(self.matmul).T
+
+    def _selected(self, before: Float[Tensor, "batch d_sae"]) -> tuple[Codes, Codes | None]:
+        """Return the codes of the k largest, and for Multi-TopK those of the multi_k largest."""
+        k, multi_k, d_sae = self.config.k, self.config.multi_k, self.config.d_sae
+        values, features = top_k(before, multi_k or k)
+        if multi_k is None:
+            return codes_at(values.relu_(), features, d_sae), None
+        best, places = top_k(values, k)
+        f = codes_at(best.relu_(), features.gather(1, places), d_sae)
+        return f, codes_at(values.relu_(), features, d_sae)
+
+    def _count(self, f: Codes, batch: int) -> Bool[Tensor, " d_sae"]:
+        """Return which features fired, and count the vectors on which the others did not."""
+        firing = (f.entries > FIRING).to(f.entries.dtype)
+        fired = f.with_entries(firing).feature_sums() > 0
+        self.unused.add_(batch).masked_fill_(fired, 0)
+        return fired
+
+    def _error(self, f: Codes, inputs: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        return f.times(self.W_dec).add_(self.b_dec).sub_(inputs)
 
     @torch.no_grad()
     def gradients(
@@ -149,31 +172,30 @@ class TopK(Architecture):
         `penalty` has no effect.
         """
         batch, config = len(x), self.config
-        inputs = self._inputs(x)
+        inputs = x * self.scale
         centred = inputs - self.b_dec
         before = self._before(centred)
-        values, features = top_k(before, config.k)
-        f = codes_at(values.relu_(), features, config.d_sae)
-        error = f.times(self.W_dec).add_(self.b_dec).sub_(inputs)
+        f, more = self._selected(before)
+        fired = self._count(f, batch)
+        slope = 2 / (batch * self.variance)
+        error = self._error(f, inputs)
         squared = error.square().sum() / batch
-        firings = f.firings()
-        fired = firings > 0
-        self.unused.add_(batch).masked_fill_(fired, 0)
-
-        at_output = error * (2 / (batch * self.variance))
-        slope = f.where_active(at_output, self.W_dec, plus=0.0)
-        gradients = {
-            "W_enc_T": slope.transposed_times(centred),
-            "W_dec": f.transposed_times(at_output),
-            "b_dec": at_output.sum(0) - slope.feature_sums() @ self.W_enc_T,
-        }
+        loss = squared / self.variance
+        gradients = _backward(f, error * slope, centred, self.W_enc_T, self.W_dec)
+        if more is not None:
+            weight, remaining = config.multi_weight, self._error(more, inputs)
+            loss += remaining.square().sum() * (weight / (batch * self.variance))
+            at_output = remaining * (weight * slope)
+            added = _backward(more, at_output, centred, self.W_enc_T, self.W_dec)
+            for name, gradient in gradients.items():
+                gradient += added[name]
         auxiliary = self._add_auxiliary(gradients, before, centred, error)
         remove_parallel(gradients["W_dec"], self.W_dec)
         scalars = {
-            "loss": squared / self.variance + config.aux * auxiliary,
-            "mse": squared / (config.d_in * self.scale.square()),  # of x, or of normalised(x)
+            "loss": loss + config.aux * auxiliary,
+            "mse": squared / (config.d_in * self.scale.square()),
             "aux": auxiliary,
-            "l0": firings.sum() / batch,
+            "l0": (f.entries > 0).sum() / batch,
         }
         return gradients, Measured(scalars, fired)
 
@@ -193,12 +215,12 @@ class TopK(Architecture):
         width = min(self.config.auxiliary_width, len(dead))
         values, places = top_k(before.index_select(1, dead), width)
         f = codes_at(values.relu_(), places, len(dead))
-        missing = f.times(W_dec).add_(error)  # the estimate less x̃ − x̂
+        missing = f.times(W_dec).add_(error)  # the estimate less u − û
         at_output = missing * (2 * self.config.aux / variance)
-        slope = f.where_active(at_output, W_dec, plus=0.0)
-        gradients["W_enc_T"][dead] += slope.transposed_times(centred)
-        gradients["W_dec"][dead] += f.transposed_times(at_output)
-        gradients["b_dec"] -= slope.feature_sums() @ self.W_enc_T[dead]
+        added = _backward(f, at_output, centred, self.W_enc_T[dead], W_dec)
+        gradients["W_enc_T"][dead] += added["W_enc_T"]
+        gradients["W_dec"][dead] += added["W_dec"]
+        gradients["b_dec"] += added["b_dec"]
         return missing.square().sum() / variance
 
     def constrain(self) -> None:
@@ -208,11 +230,12 @@ class TopK(Architecture):
     @torch.no_grad()
     def losses(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
         """Return the loss of every input, the auxiliary one excepted."""
-        inputs = self._inputs(x)
-        values, features = top_k(self._before(inputs - self.b_dec), self.config.k)
-        f = codes_at(values.relu_(), features, self.config.d_sae)
-        error = f.times(self.W_dec).add_(self.b_dec).sub_(inputs)
-        return error.square().sum(1) / self.variance
+        inputs = x * self.scale
+        f, more = self._selected(self._before(inputs - self.b_dec))
+        squared = self._error(f, inputs).square().sum(1)
+        if more is not None:
+            squared += self.config.multi_weight * self._error(more, inputs).square().sum(1)
+        return squared / self.variance
 
     def resample(
         self,
@@ -224,7 +247,7 @@ class TopK(Architecture):
 
         The paper has AuxK in place of this: a job that follows it has no resampling.
         """
-        restart(features, self._inputs(inputs), alive, self.W_enc_T, self.W_dec)
+        restart(features, inputs * self.scale, alive, self.W_enc_T, self.W_dec)
         self.unused[features] = 0
 
     def export(self) -> Exported:
@@ -241,7 +264,7 @@ class TopK(Architecture):
             "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": True,
-            "normalize_activations": "layer_norm" if self.config.layer_norm else "none",
+            "normalize_activations": "none",
             "reshape_activations": "none",
         }
         tensors = {
@@ -253,18 +276,30 @@ class TopK(Architecture):
         return Exported(config, {name: t.cpu().clone() for name, t in tensors.items()})
 
 
-class TopKWeights(NamedTuple):
-    """f = ReLU(TopK((x − b_dec) W_enc + b_enc)), x̂ = f W_dec + b_dec.
+def _backward(
+    f: Codes,
+    at_output: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "batch d_in"],
+    W_enc_T: Float[Tensor, "features d_in"],
+    W_dec: Float[Tensor, "features d_in"],
+) -> dict[str, Tensor]:
+    """Return the gradients of a reconstruction by f, given the loss's at what it gives."""
+    slope = f.where_active(at_output, W_dec, plus=0.0)
+    return {
+        "W_enc_T": slope.transposed_times(centred),
+        "W_dec": f.transposed_times(at_output),
+        "b_dec": at_output.sum(0) - slope.feature_sums() @ W_enc_T,
+    }
 
-    With `layer_norm`, x is `normalised` first and x̂ brought back in the end.
-    """
+
+class TopKWeights(NamedTuple):
+    """f = ReLU(TopK((x − b_dec) W_enc + b_enc)), x̂ = f W_dec + b_dec."""
 
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: Float[Tensor, " d_in"]
     k: int
-    layer_norm: bool = False
 
     @classmethod
     def from_export(cls, exported: Exported) -> TopKWeights:
@@ -280,33 +315,15 @@ class TopKWeights(NamedTuple):
             W_dec=tensors["W_dec"],
             b_dec=b_dec,
             k=config["k"],
-            layer_norm=config["normalize_activations"] == "layer_norm",
         )
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Return the feature activations."""
-        inputs = normalised(x)[0] if self.layer_norm else x
-        z = (inputs - self.b_dec) @ self.W_enc + self.b_enc
+        z = (x - self.b_dec) @ self.W_enc + self.b_enc
         values, features = top_k(z.reshape(-1, z.shape[-1]), self.k)
         f = z.new_zeros(len(values), z.shape[-1]).scatter_(1, features, values.relu())
         return f.view(z.shape)
 
-    def decode(
-        self,
-        f: Float[Tensor, "*batch d_sae"],
-        x: Float[Tensor, "*batch d_in"] | None = None,
-    ) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction.
-
-        Args:
-            f: activations of features.
-            x: the inputs that they stand for; needed with `layer_norm`, since their means and
-                deviations are no part of f.
-        """
-        x_hat = f @ self.W_dec + self.b_dec
-        if not self.layer_norm:
-            return x_hat
-        if x is None:
-            raise ValueError("an autoencoder with layer_norm needs its inputs to decode")
-        statistics = normalised(x)[1]
-        return x_hat * statistics.deviation + statistics.mean
+    def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Return the reconstruction."""
+        return f @ self.W_dec + self.b_dec

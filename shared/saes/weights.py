@@ -77,7 +77,10 @@ def save_sae(folder: Path, exported: Exported, metadata: Mapping[str, Any]) -> N
 
 
 def read_sae(
-    folder: Path, architectures: Mapping[str, tuple[str, ...]], device: str = "cpu"
+    folder: Path,
+    architectures: Mapping[str, tuple[str, ...]],
+    device: str = "cpu",
+    normalizations: tuple[str, ...] = ("none",),
 ) -> Exported:
     """Read an autoencoder that this package or SAELens has written, in float32.
 
@@ -85,6 +88,7 @@ def read_sae(
         folder: with both files.
         architectures: those that may stand there, and the names of the tensors of each.
         device: where the tensors shall be.
+        normalizations: what may be done to its inputs first, in the words of SAELens.
 
     Raises:
         UserError: the folder holds none, or a damaged one, or one of another kind.
@@ -101,7 +105,7 @@ def read_sae(
         raise UserError(f"{folder} is damaged ({error}): train or fetch it again") from error
     if not isinstance(config, dict):
         raise UserError(f"{folder} is damaged ({CONFIG} is no object): train or fetch it again")
-    expected = {"architecture": tuple(architectures), "normalize_activations": ("none",)}
+    expected = {"architecture": tuple(architectures), "normalize_activations": normalizations}
     for key, values in expected.items():
         if config.get(key) not in values:
             raise UserError(

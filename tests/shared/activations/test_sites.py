@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from shared.activations.sites import KINDS, Site, read, replaced_logits, width
+from shared.activations.sites import (
+    KINDS,
+    Site,
+    logits_from,
+    read,
+    replaced_logits,
+    width,
+)
 from shared.errors import UserError
 
 SITES = [Site(kind, layer) for layer in (0, 1) for kind in KINDS]
@@ -111,3 +118,23 @@ def test_a_layer_that_the_model_lacks_is_refused_with_those_it_has(model, tokens
     assert "\n" not in str(error.value)
     with pytest.raises(UserError):
         width(model, Site("mlp_out", layer))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_going_on_from_a_residual_is_the_full_pass_with_it_replaced(
+    model, tokens, layer, attention
+):
+    model.network.set_attn_implementation(attention)
+    site = Site("resid_post", layer)
+    changed = 1.5 * read(model, tokens, [site])[site].flip(0)
+    whole = replaced_logits(model, tokens, site, lambda _: changed)
+    positions = torch.tensor([[0, 4, 9], [3, 3, 1], [8, 5, 7]])
+    found = logits_from(model, layer, changed, positions)
+    expected = torch.stack([row[at] for row, at in zip(whole, positions, strict=True)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_going_on_from_a_layer_that_the_model_lacks_is_refused(model):
+    with pytest.raises(UserError, match=r"has no blocks\.2\.resid_post"):
+        logits_from(model, 2, torch.zeros(1, 3, 8), torch.zeros(1, 1, dtype=torch.int64))

@@ -7,6 +7,7 @@ from shared.errors import UserError
 from shared.saes.gated import GatedConfig, GatedWeights
 from shared.saes.jumprelu import JumpReLUConfig, JumpReLUWeights
 from shared.saes.loading import load_sae
+from shared.saes.preprocessing import Normalised, for_activations
 from shared.saes.standard import StandardConfig
 from shared.saes.topk import TopKConfig, TopKWeights
 from shared.saes.weights import Weights, load_weights, save_sae, weights_of
@@ -55,6 +56,18 @@ def test_every_architecture_is_read_as_it_was_exported(tmp_path, architecture):
     assert f.shape == (9, 12)
     assert f.any()
     assert found.decode(f).shape == (9, 5)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_one_of_normalised_activations_is_read_as_such(tmp_path, architecture):
+    export = exported(architecture)
+    save_sae(tmp_path, for_activations(export), {})
+    found, expected = load_sae(tmp_path), Normalised(ALL[architecture][1](export))
+    assert isinstance(found, Normalised)
+    assert type(found.sae) is ALL[architecture][2]
+    x = 7 * inputs() + 3
+    assert torch.equal(found.encode(x), expected.encode(x))
+    assert torch.equal(found.reconstruct(x), expected.reconstruct(x))
 
 
 def change(folder, **fields):
@@ -106,6 +119,23 @@ def test_only_a_standard_one_has_standard_weights(tmp_path):
     save_sae(tmp_path, exported("gated"), {})
     with pytest.raises(UserError, match="has architecture gated: only standard is read"):
         load_weights(tmp_path)
+
+
+def test_standard_weights_take_activations_as_they_are(tmp_path):
+    save_sae(tmp_path, for_activations(exported("standard")), {})
+    with pytest.raises(UserError, match="normalize_activations layer_norm: only none") as caught:
+        load_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_that_are_changed_in_another_way(tmp_path):
+    save_sae(tmp_path, exported("standard"), {})
+    change(tmp_path, normalize_activations="constant_norm_rescale")
+    with pytest.raises(
+        UserError, match="constant_norm_rescale: only none, layer_norm are"
+    ) as caught:
+        load_sae(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_autoencoder_there(tmp_path):

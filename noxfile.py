@@ -19,6 +19,7 @@ SEEDS = (1, 2)  # the committed results are of base seed 0
 PEERS = {  # PyPI packages that do the same work, by benchmark
     "toy_models": ("tms-kit", "occhio"),
     "sae_training": ("sae-lens", "dictionary-learning", "eai-sparsify"),
+    "sparse_decoding": ("eai-sparsify",),
 }
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 
 from benchmarks.peers.protocol import synchronise
 from shared.errors import UserError
+from shared.files import ROOT
 
 
 def compare(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -49,3 +53,47 @@ def parse_peers(values: Sequence[str], known: Iterable[str]) -> dict[str, Path]:
             raise UserError(f"--peer {value}: no interpreter at {python!r}; give NAME=PYTHON")
         peers[name] = Path(python).absolute()
     return peers
+
+
+class Peer:
+    """A peer's process, which answers requests until it is closed."""
+
+    def __init__(self, driver: str, python: Path, log: Path):
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [str(python), "-m", driver],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Return the answer to a line of JSON, {"error": ...} where the peer fails."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+            # Packages may print while they are imported.
+            reply = next((row for row in self.process.stdout if row.startswith("{")), "")
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            last = (self.log.read_text().strip().splitlines() or ["it ended without a word"])[-1]
+            return {"error": last}
+        answer: dict[str, Any] = json.loads(reply)
+        return answer
+
+    def close(self) -> None:
+        """Let the process end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def say(text: str) -> None:
+    """Tell on stderr how far it is."""
+    print(text, file=sys.stderr, flush=True)

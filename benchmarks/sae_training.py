@@ -8,25 +8,24 @@ trained on. See README.md here for what each number is.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import typer
 from torch import Tensor
 
-from benchmarks.measuring import compare, matmul_rate, parse_peers
+from benchmarks.measuring import Peer, compare, matmul_rate, parse_peers, say
 from benchmarks.peers.protocol import synchronise
 from benchmarks.peers.sae_protocol import (
     Clock,
@@ -45,7 +44,10 @@ from shared.language_models.load import BUNDLED, LanguageModel, load
 from shared.memory import keep_freed_memory
 from shared.provenance import run_record
 from shared.saes.architecture import Architecture, SaeConfig, matmul_precision
+from shared.saes.batchtopk import BatchTopKConfig
+from shared.saes.gated import GatedConfig
 from shared.saes.standard import StandardConfig
+from shared.saes.topk import TopKConfig
 from shared.stages import device_name, pick_device
 from shared.training.engine import Job, train
 
@@ -55,7 +57,7 @@ SEED = 0
 LR = 1e-3  # of what precedes the timed steps, and of the comparison of losses
 TIMED_LR = 1e-5  # so small that steps leave the sparsity, which decides the speed, where it is
 SWEEP = 8  # autoencoders
-SWEEP_SPAN = 4.0  # largest λ over smallest
+SWEEP_SPAN = 4.0  # largest λ or k over smallest
 LOSS_TOLERANCE = 1e-3
 
 TARGETS = {
@@ -98,7 +100,7 @@ class Started(SaeConfig):
         sae = super().create(device, matmul)
         saved = read_weights(self.weights)
         for name, tensor in sae.parameters.items():
-            tensor.copy_(saved[name[:-2]].T if name.endswith("_T") else saved[name])
+            tensor.copy_(saved["W_enc"].T if name.endswith("_T") else saved[name])
         sae.start = lambda first: None
         return sae
 
@@ -107,41 +109,100 @@ class StartedStandard(Started, StandardConfig):
     """A standard autoencoder that goes on from saved weights."""
 
 
+class StartedGated(Started, GatedConfig):
+    """A gated autoencoder that goes on from saved weights."""
+
+
+class StartedTopK(Started, TopKConfig):
+    """A TopK autoencoder that goes on from saved weights, with the sum of squares as its loss."""
+
+
+class StartedBatchTopK(Started, BatchTopKConfig):
+    """A BatchTopK autoencoder that goes on from saved weights, with the same loss."""
+
+
+class Outcome(NamedTuple):
+    """What an autoencoder makes of inputs."""
+
+    f: Tensor
+    """[batch, d_sae]"""
+    loss: float
+
+
 @dataclass(frozen=True)
 class Subject:
     """An architecture as it is benchmarked."""
 
-    create: Callable[..., SaeConfig]
-    """Takes d_in, d_sae, sparsity and seed."""
-    start: Callable[..., SaeConfig]
-    """Takes `weights` (a path) as well."""
-    peer_sparsity: Callable[[float, int], float]
-    """Given the sparsity and d_in: λ where squared errors are summed over d_in."""
-    loss: Callable[[Weights, Tensor, float], float]
+    config: type[SaeConfig]
+    started: type[Started]
+    """The same, going on from `weights` (a path)."""
+    knob: str
+    """Name of what sets the sparsity: λ, or a number of features."""
+    sparsity: float
+    products: int
+    """Matrix products of a dense step."""
+    outcome: Callable[[Weights, Tensor, float], Outcome]
     """Given weights, inputs and sparsity, in float32 and free of our training code."""
 
+    def settings(self, d_in: int, d_sae: int, sparsity: float) -> dict[str, Any]:
+        """Return what `config` and `started` take."""
+        return {"d_in": d_in, "d_sae": d_sae, "seed": SEED, self.knob: self.exact(sparsity)}
 
-def standard_loss(weights: Weights, x: Tensor, l1: float) -> float:
-    """Return the mean loss with every feature in units of its decoder norm.
+    def peer_sparsity(self, sparsity: float, d_in: int) -> float:
+        """Return it for squared errors that are summed over d_in, as peers sum them."""
+        return self.exact(sparsity) * (d_in if self.knob == "l1" else 1)
 
-    SAELens leaves these norms free and weights its penalty by them: the same loss.
+    def exact(self, sparsity: float) -> float:
+        """Return it as it is set: a number of features is whole."""
+        return sparsity if self.knob == "l1" else round(sparsity)
+
+
+def unit(weights: Weights) -> Weights:
+    """Return the same autoencoder with every feature in units of its decoder norm.
+
+    SAELens leaves these norms free, and counts activations by them in penalties and selections.
     """
-    f = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
-    error = f @ weights["W_dec"] + weights["b_dec"] - x
-    penalty = f @ torch.linalg.vector_norm(weights["W_dec"], dim=1)
-    return float(error.square().mean() + l1 * penalty.mean())
+    norms = torch.linalg.vector_norm(weights["W_dec"], dim=1)
+    whole = ("W_dec", "b_dec", "r_mag")
+    scaled = {name: t * norms for name, t in weights.items() if name not in whole}
+    return {**weights, **scaled, "W_dec": weights["W_dec"] / norms[:, None]}
+
+
+def standard_outcome(weights: Weights, x: Tensor, l1: float) -> Outcome:
+    """Return the outcome of a standard autoencoder: mean of squares and λ times the sum of f."""
+    w = unit(weights)
+    f = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+    error = f @ w["W_dec"] + w["b_dec"] - x
+    return Outcome(f, float(error.square().mean() + l1 * f.sum(1).mean()))
+
+
+def gated_outcome(weights: Weights, x: Tensor, l1: float) -> Outcome:
+    """Return the outcome of a gated autoencoder, the auxiliary loss included."""
+    w = unit(weights)
+    before = (x - w["b_dec"]) @ w["W_enc"]
+    gate = torch.relu(before + w["b_gate"])
+    f = (gate > 0) * torch.relu(before * w["r_mag"].exp() + w["b_mag"])
+    squares = sum((g @ w["W_dec"] + w["b_dec"] - x).square().mean() for g in (f, gate))
+    return Outcome(f, float(squares + l1 * gate.sum(1).mean()))
+
+
+def topk_outcome(weights: Weights, x: Tensor, k: float, over_batch: bool = False) -> Outcome:
+    """Return the outcome of a TopK or BatchTopK autoencoder: mean of squares."""
+    w = unit(weights)
+    z = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+    rows = z.view(1, -1) if over_batch else z
+    values, places = rows.topk(round(k) * len(x) // len(rows), dim=1)
+    f = torch.zeros_like(rows).scatter_(1, places, values).view_as(z)
+    error = f @ w["W_dec"] + w["b_dec"] - x
+    return Outcome(f, float(error.square().mean()))
 
 
 SUBJECTS = {
-    "standard": Subject(
-        create=lambda d_in, d_sae, sparsity, seed: StandardConfig(
-            d_in=d_in, d_sae=d_sae, l1=sparsity, seed=seed
-        ),
-        start=lambda d_in, d_sae, sparsity, seed, weights: StartedStandard(
-            d_in=d_in, d_sae=d_sae, l1=sparsity, seed=seed, weights=weights
-        ),
-        peer_sparsity=lambda l1, d_in: l1 * d_in,
-        loss=standard_loss,
+    "standard": Subject(StandardConfig, StartedStandard, "l1", 1e-3, 5, standard_outcome),
+    "gated": Subject(GatedConfig, StartedGated, "l1", 1e-3, 7, gated_outcome),
+    "topk": Subject(TopKConfig, StartedTopK, "k", 32, 5, topk_outcome),
+    "batchtopk": Subject(
+        BatchTopKConfig, StartedBatchTopK, "k", 32, 5, partial(topk_outcome, over_batch=True)
     ),
 }
 
@@ -154,7 +215,6 @@ class Setting:
     sites: tuple[Site, ...]
     """Read together; each is scaled to the mean square of the first."""
     d_sae: int
-    sparsity: float
     batch: int
     warm_up: int
     steps: int
@@ -165,12 +225,11 @@ class Setting:
 
 NEURONS = Site("mlp_post", 0)
 SETTINGS = {
-    "small": Setting("d_in 512, d_sae 4096", (NEURONS,), 4096, 1e-3, 4096, 2, 6, 300),
+    "small": Setting("d_in 512, d_sae 4096", (NEURONS,), 4096, 4096, 2, 6, 300),
     "large": Setting(
         "d_in 768, d_sae 24576",
         (NEURONS, Site("resid_pre", 0), Site("resid_post", 0)),
         24576,
-        1e-3,
         4096,
         1,
         1,
@@ -214,52 +273,14 @@ class Activations:
 
 
 def weights_of(sae: Architecture) -> Weights:
-    """Return an autoencoder's weights as peers know them."""
-    return dict(sae.export().tensors)
+    """Return an autoencoder's weights as peers know them: BatchTopK trains without threshold."""
+    tensors = sae.export().tensors
+    return {name: tensor for name, tensor in tensors.items() if name != "threshold"}
 
 
 def job_of(config: SaeConfig, lr: float, name: str = "sae") -> Job:
     """Return a job that only trains, since peers do not resample."""
     return Job(name=name, sae=config, lr=lr, resampling=None)
-
-
-class Peer:
-    """A peer's process, which answers tasks until it is closed."""
-
-    def __init__(self, rival: Rival, python: Path, log: Path):
-        self.log = log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                [str(python), "-m", rival.driver],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    def ask(self, task: Task) -> dict[str, Any]:
-        """Return the answer, {"error": ...} where the peer fails."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(task.line())
-            self.process.stdin.flush()
-            # Packages may print while they are imported.
-            reply = next((row for row in self.process.stdout if row.startswith("{")), "")
-        except BrokenPipeError:
-            reply = ""
-        if not reply:
-            last = (self.log.read_text().strip().splitlines() or ["it ended without a word"])[-1]
-            return {"error": last}
-        answer: dict[str, Any] = json.loads(reply)
-        return answer
-
-    def close(self) -> None:
-        """Let the process end."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 @dataclass(frozen=True)
@@ -286,14 +307,13 @@ class Bench:
         """Return what a rival did, or how it failed."""
         rival = RIVALS[name]
         target = self.folder / "answer.npz"
-        answer = self.peers[name].ask(
-            replace(
-                task,
-                autocast=rival.autocast,
-                architecture=rival.architecture or task.architecture,
-                answer=str(target),
-            )
+        asked = replace(
+            task,
+            autocast=rival.autocast,
+            architecture=rival.architecture or task.architecture,
+            answer=str(target),
         )
+        answer = self.peers[name].ask(asked.line())
         if "error" in answer:
             return str(answer["error"])
         version = f"{answer['version']}, torch {answer['torch']}"
@@ -317,11 +337,6 @@ class Bench:
                     results[name].append(result)
                     say(f"{title}: {name}: {1e3 * result.seconds:.4g} ms")
         return {name: done for name, done in results.items() if name not in errors}, errors
-
-
-def say(text: str) -> None:
-    """Tell on stderr how far it is."""
-    print(text, file=sys.stderr, flush=True)
 
 
 OURS = "this repository"
@@ -359,9 +374,9 @@ def against(
     return report
 
 
-def flops(setting: Setting, d_in: int) -> int:
-    """Floating-point operations of a dense step: five products of 2 · batch · d_in · d_sae."""
-    return 10 * setting.batch * d_in * setting.d_sae
+def flops(subject: Subject, setting: Setting, d_in: int) -> int:
+    """Floating-point operations of a dense step: products of 2 · batch · d_in · d_sae each."""
+    return subject.products * 2 * setting.batch * d_in * setting.d_sae
 
 
 def start_states(
@@ -371,7 +386,7 @@ def start_states(
 
     The latter is as sparse as most of a training is.
     """
-    config = subject.create(data.d_in, setting.d_sae, setting.sparsity, SEED)
+    config = subject.config(**subject.settings(data.d_in, setting.d_sae, subject.sparsity))
     states = {}
     for name, steps in {"untrained": 0, "trained": setting.before}.items():
         sae = config.create(device, matmul_precision(device))
@@ -388,10 +403,9 @@ def start_states(
     return states
 
 
-def active(weights: Weights, x: Tensor) -> float:
-    """Return the mean number of active features of a ReLU autoencoder."""
-    pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
-    return float((pre > 0).sum(1).float().mean())
+def active(f: Tensor) -> float:
+    """Return the mean number of active features."""
+    return float((f > 0).sum(1).float().mean())
 
 
 def steps_of(
@@ -401,13 +415,17 @@ def steps_of(
     subject = SUBJECTS[kind]
     held_out = next(data.batches(setting.batch, 1, SEED + 1)).cpu()
     batches = data.store("steps", setting.batch, setting.warm_up + setting.steps + 1, SEED + 2)
-    usual = active(read_weights(states["trained"]), held_out)
+
+    def outcome(weights: Weights) -> Outcome:
+        return subject.outcome(weights, held_out, subject.sparsity)
+
+    usual = active(outcome(read_weights(states["trained"])).f)
     report = {}
     for state, path in states.items():
         task = Task(
             architecture=kind,
             start=str(path),
-            sparsity=subject.peer_sparsity(setting.sparsity, data.d_in),
+            sparsity=subject.peer_sparsity(subject.sparsity, data.d_in),
             active=max(1, round(usual)),
             lr=TIMED_LR,
             batch=setting.batch,
@@ -418,8 +436,8 @@ def steps_of(
             threads=torch.get_num_threads(),
             batches=str(batches),
         )
-        shape = data.d_in, setting.d_sae, setting.sparsity, SEED
-        job = job_of(subject.start(*shape, path), TIMED_LR)
+        settings = subject.settings(data.d_in, setting.d_sae, subject.sparsity)
+        job = job_of(subject.started(**settings, weights=path), TIMED_LR)
         rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
 
         def mine(job: Job = job, task: Task = task, rates: dict = rates) -> Result:
@@ -436,19 +454,20 @@ def steps_of(
         per_step = statistics.median(result.seconds for result in own)
         used = str(matmul_precision(bench.device)).removeprefix("torch.")
         rate = {name: statistics.median(measured) for name, measured in rates.items()}
-        share = flops(setting, data.d_in) / per_step / rate[used]
+        share = flops(subject, setting, data.d_in) / per_step / rate[used]
+        before, after = outcome(read_weights(path)), outcome(own[-1].weights)
 
         def held_out_loss(weights: Weights) -> float:
-            return subject.loss(weights, held_out, setting.sparsity)
+            return outcome(weights).loss
 
         report[state] = {
             "active_features": {
-                "before": round(active(read_weights(path), held_out), 1),
-                "after": round(active(own[-1].weights, held_out), 1),
+                "before": round(active(before.f), 1),
+                "after": round(active(after.f), 1),
             },
             "milliseconds": milliseconds(own),
             "vectors_per_second": round(setting.batch / per_step),
-            "loss_before": float(f"{held_out_loss(read_weights(path)):.6g}"),
+            "loss_before": float(f"{before.loss:.6g}"),
             "matmul_gflops": {name: round(value / 1e9, 1) for name, value in rate.items()},
             "precision": used,
             "share_of_matmul_rate": round(share, 3),
@@ -471,7 +490,7 @@ def training_of(
     task = Task(
         architecture=kind,
         start=str(states["untrained"]),
-        sparsity=subject.peer_sparsity(setting.sparsity, data.d_in),
+        sparsity=subject.peer_sparsity(subject.sparsity, data.d_in),
         active=0,
         lr=LR,
         batch=batch,
@@ -482,8 +501,8 @@ def training_of(
         threads=torch.get_num_threads(),
         batches=str(batches),
     )
-    shape = data.d_in, setting.d_sae, setting.sparsity, SEED
-    job = job_of(subject.start(*shape, states["untrained"]), LR)
+    settings = subject.settings(data.d_in, setting.d_sae, subject.sparsity)
+    job = job_of(subject.started(**settings, weights=states["untrained"]), LR)
 
     def mine() -> Result:
         seconds, (weights,) = ours([job], read_batches(task.batches), task)
@@ -498,8 +517,11 @@ def training_of(
     own = results.pop(OURS)
     held_out = next(data.batches(4096, 1, SEED + 1)).cpu()
 
+    def outcome(weights: Weights) -> Outcome:
+        return subject.outcome(weights, held_out, subject.sparsity)
+
     def held_out_loss(weights: Weights) -> float:
-        return subject.loss(weights, held_out, setting.sparsity)
+        return outcome(weights).loss
 
     return {
         "title": f"{setting.title}, from untrained",
@@ -507,7 +529,7 @@ def training_of(
         "steps": steps,
         "lr": LR,
         "milliseconds": milliseconds(own),
-        "active_features_after": round(active(own[0].weights, held_out), 1),
+        "active_features_after": round(active(outcome(own[0].weights).f), 1),
         "loss_before": float(f"{held_out_loss(read_weights(states['untrained'])):.6g}"),
         "rivals": {name: against(own, done, held_out_loss) for name, done in results.items()},
         "failed": errors,
@@ -522,10 +544,10 @@ def sweep_of(
     start: Path,
     buffer: int = 4,
 ) -> dict[str, Any]:
-    """Time a sweep over λ, language model included: ours at once, SAELens' one after another."""
+    """Time a sweep over λ or k, language model included: ours at once, SAELens' one by one."""
     subject = SUBJECTS[kind]
     exponents = np.linspace(-0.5, 0.5, SWEEP)
-    sparsities = [setting.sparsity * SWEEP_SPAN ** float(e) for e in exponents]
+    sparsities = [subject.exact(subject.sparsity * SWEEP_SPAN ** float(e)) for e in exponents]
     (site,) = setting.sites
     task = Task(
         architecture=kind,
@@ -549,7 +571,11 @@ def sweep_of(
     contexts = data.contexts.select(slice(0, count))
     np.save(task.tokens, contexts.tokens)
     jobs = [
-        job_of(subject.start(data.d_in, setting.d_sae, sparsity, SEED, start), TIMED_LR, f"sae{i}")
+        job_of(
+            subject.started(**subject.settings(data.d_in, setting.d_sae, sparsity), weights=start),
+            TIMED_LR,
+            f"sae{i}",
+        )
         for i, sparsity in enumerate(sparsities)
     ]
 
@@ -562,7 +588,7 @@ def sweep_of(
         return Result(seconds / SWEEP, weights[0])
 
     runs: dict[str, Callable[[], Result | str]] = {OURS: mine}
-    middle = subject.peer_sparsity(setting.sparsity, data.d_in)
+    middle = subject.peer_sparsity(subject.sparsity, data.d_in)
     for name in bench.peers:
         if RIVALS[name].package == "sae-lens":
             runs[name] = lambda name=name: bench.ask(  # type: ignore[misc]
@@ -671,10 +697,11 @@ def table(results: dict[str, Any]) -> str:
             share = f"{100 * one['share_of_matmul_rate']:.0f}% of the matmul rate"
             before = one["active_features"]["before"]
             add(f"{key.split('/')[0]}, {report['title']}, {state} (L0 {before:.0f})", one, share)
-    for report in results["training"].values():
-        add(f"training, {report['title']}, {report['steps']} steps", report, "")
-    for report in results["sweep"].values():
-        add(report["title"], report, "")
+    for key, report in results["training"].items():
+        kind = key.split("/")[0]
+        add(f"training, {kind}, {report['title']}, {report['steps']} steps", report, "")
+    for key, report in results["sweep"].items():
+        add(f"{key.split('/')[0]}, {report['title']}", report, "")
     stream = results["stream"]
     rows.append(
         f"| {stream['title']} | {OURS} | {stream['vectors_per_second']:,} vectors/s "
@@ -733,7 +760,7 @@ def main(
             processes = {}
             for package, python in pythons.items():
                 rival = next(rival for rival in RIVALS.values() if rival.package == package)
-                processes[package] = Peer(rival, python, folder / f"{package}.log")
+                processes[package] = Peer(rival.driver, python, folder / f"{package}.log")
                 stack.callback(processes[package].close)
             peers = {
                 name: processes[rival.package]

@@ -1,7 +1,8 @@
 """Trains autoencoders with SAELens' `SAETrainer`, on stored activations or on its own stream.
 
-Its standard architecture weights the L1 term by decoder norms instead of fixing them at 1, and it
-clips gradients; its learning rate is constant here, its default. Logging and checkpoints are off.
+It leaves decoder norms free instead of fixing them at 1, and weights activations by them in L1
+terms and in the choice of the k largest; it clips gradients. Its learning rate is constant here,
+its default. Logging and checkpoints are off.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from benchmarks.peers.sae_protocol import Clock, Task, Weights, read_batches, serve
 
-SPARSITY = {"standard": "l1_coefficient"}
-"""What each architecture calls λ."""
+SPARSITY = {"standard": "l1_coefficient", "gated": "l1_coefficient", "topk": "k", "batchtopk": "k"}
+"""What each architecture calls λ, or the number of active features."""
 
 
 def create(task: Task, weights: Weights) -> TrainingSAE:
@@ -38,7 +39,7 @@ def create(task: Task, weights: Weights) -> TrainingSAE:
             **{SPARSITY[task.architecture]: task.sparsity},
         )
     )
-    sae.load_state_dict(weights)
+    sae.load_state_dict({**sae.state_dict(), **weights})  # BatchTopK has a threshold besides
     return sae
 
 

@@ -21,13 +21,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
-"""W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec: float32, on the CPU."""
+"""W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec: float32, on the CPU. A gated autoencoder
+has b_gate, b_mag and r_mag in place of b_enc."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Task:
     start: str
     """npz file of the initial weights."""
     sparsity: float
-    """λ for a squared error that is summed over d_in."""
+    """λ for a squared error that is summed over d_in, or a whole number of active features."""
     active: int
     """Features active per input, for architectures that fix their number."""
     lr: float
@@ -126,24 +128,32 @@ class Clock:
 Train = Callable[[Task, Weights], tuple[Weights, Clock]]
 
 
-def serve(package: str, train: Train) -> None:
-    """Answer tasks until there are no more."""
+def answer_lines(answer: Callable[[str], dict[str, Any]]) -> None:
+    """Answer every line of standard input with a line of JSON, an error where it fails."""
     replies = sys.stdout
     for line in sys.stdin:
-        task = Task(**json.loads(line))
-        torch.set_num_threads(task.threads)
         with contextlib.redirect_stdout(sys.stderr):
             try:
-                weights, clock = train(task, read_weights(Path(task.start)))
-                save_weights(Path(task.answer), weights)
-                reply = {
-                    "version": version(package),
-                    "torch": torch.__version__,
-                    "seconds_per_step": clock.seconds_per_step(task),
-                }
-            except Exception as error:  # the other tasks may go well
+                reply = answer(line)
+            except Exception as error:  # the others may go well
                 traceback.print_exc()
                 reply = {"error": f"{type(error).__name__}: {error}"}
-        weights = clock = None  # the next task may need their memory
-        gc.collect()
+        gc.collect()  # the next may need the memory
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def serve(package: str, train: Train) -> None:
+    """Answer tasks until there are no more."""
+
+    def answer(line: str) -> dict[str, Any]:
+        task = Task(**json.loads(line))
+        torch.set_num_threads(task.threads)
+        weights, clock = train(task, read_weights(Path(task.start)))
+        save_weights(Path(task.answer), weights)
+        return {
+            "version": version(package),
+            "torch": torch.__version__,
+            "seconds_per_step": clock.seconds_per_step(task),
+        }
+
+    answer_lines(answer)

@@ -74,7 +74,8 @@ def train(task: Task, weights: Weights) -> tuple[Weights, Clock]:
         (sae,) = trainer.saes.values()
         with torch.no_grad():
             sae.encoder.weight.copy_(weights["W_enc"].T)
-            sae.encoder.bias.copy_(weights["b_enc"])
+            if "b_enc" in weights:  # a gated autoencoder has none
+                sae.encoder.bias.copy_(weights["b_enc"])
             sae.W_dec.copy_(weights["W_dec"])
         trainer.fit()
     trained = {

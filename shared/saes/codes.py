@@ -3,8 +3,11 @@
 Once an autoencoder is sparse, 99% of its activations are zero, and so is the gradient there. On a
 CPU, products over the others alone are exact and an order of magnitude faster than dense ones, so
 that encoding is all that is left of the cost of a step. Where too many are active, as in the first
-steps, or on an accelerator, the products are dense. `codes_of` chooses, and both kinds have the
-same operations. Arithmetic entry by entry is done on `entries`, which `with_entries` takes back.
+steps, the products are dense. `codes_of` and `codes_at` choose, and all kinds have the same
+operations. Arithmetic entry by entry is done on `entries`, which `with_entries` takes back.
+
+On CUDA, `codes_at` has a sparse kind of its own. `codes_of` is always dense there, since the host
+would have to wait for the number of active entries.
 """
 
 from __future__ import annotations
@@ -20,6 +23,14 @@ from torch.nn.functional import embedding_bag
 
 SPARSE_BELOW = 0.08
 """Share of active entries under which sparse products are faster, measured at d_in = 512."""
+SPARSE_BELOW_CUDA = 0.002
+"""The same on CUDA: an estimate, not measured yet. `benchmarks.sparse_decoding` measures it.
+
+Of a product, an entry reads 4 d_in bytes if it is sparse and is 2 d_in operations if it is dense:
+at 2.5 TB/s and 600 · 10¹² bfloat16 operations per second, one as fast as the other at this share.
+"""
+PIECE = 256
+"""Entries of one feature that one CUDA thread adds up, whatever the number of its entries."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -146,7 +157,92 @@ class SparseCodes:
         return torch.bincount(self.features, self.values != 0, size).float()
 
 
-Codes = DenseCodes | SparseCodes
+@dataclass(frozen=True)
+class EvenCodes:
+    """As many activations in every row, for CUDA.
+
+    No size depends on the values, so that the host need not wait for them. Sums over a feature's
+    entries are in two steps, over pieces of at most `PIECE` entries and over its pieces: a feature
+    that is active in every row would keep one thread busy long after all others have finished.
+    """
+
+    values: Float[Tensor, "batch k"]
+    features: Int[Tensor, "batch k"]
+    by_feature: Int[Tensor, " active"]
+    feature_starts: Int[Tensor, " features_and_one"]
+    piece_starts: Int[Tensor, " pieces_and_one"]
+    first_pieces: Int[Tensor, " features_and_one"]
+
+    @classmethod
+    def of(
+        cls, values: Float[Tensor, "batch k"], features: Int[Tensor, "batch k"], d_sae: int
+    ) -> EvenCodes:
+        """Return the codes that `codes_at` describes. There is at least one value."""
+        device = values.device
+        numbers = torch.arange(d_sae + 1, dtype=torch.int32, device=device)
+        # Half as many bits take half the time to sort.
+        keys, by_feature = torch.sort(features.reshape(-1).to(torch.int32), stable=True)
+        feature_starts = torch.searchsorted(keys, numbers)
+        cuts = torch.arange(0, features.numel(), PIECE, device=device)
+        piece_starts = torch.cat([feature_starts, cuts]).sort().values
+        first_pieces = torch.searchsorted(piece_starts, feature_starts)
+        return cls(values.float(), features, by_feature, feature_starts, piece_starts, first_pieces)
+
+    @property
+    def entries(self) -> Float[Tensor, "batch k"]:
+        """Return the entries that codes with the same support may hold other values in."""
+        return self.values
+
+    def with_entries(self, entries: Float[Tensor, "batch k"]) -> EvenCodes:
+        """Return other values in the places of `entries`."""
+        return replace(self, values=entries)
+
+    def by_entry(self, vector: Float[Tensor, " d_sae"]) -> Float[Tensor, "batch k"]:
+        """Return a number per feature so that it broadcasts with `entries`."""
+        return vector[self.features]
+
+    def times(self, matrix: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
+        """Return f · matrix."""
+        return embedding_bag(self.features, matrix, mode="sum", per_sample_weights=self.values)
+
+    def transposed_times(self, rows: Float[Tensor, "batch d"]) -> Float[Tensor, "d_sae d"]:
+        """Return fᵀ · rows."""
+        order = self.by_feature
+        rows_of = order // self.values.shape[1]
+        pieces = _weighted_sums(rows_of, self.values.reshape(-1)[order], self.piece_starts, rows)
+        return torch.segment_reduce(pieces, "sum", offsets=self.first_pieces, unsafe=True)
+
+    def where_active(
+        self,
+        rows: Float[Tensor, "batch d"],
+        matrix: Float[Tensor, "d_sae d"],
+        plus: float,
+    ) -> EvenCodes:
+        """Return rows · matrixᵀ + plus where f is not zero, and zero elsewhere."""
+        places = torch.arange(self.values.numel(), device=rows.device)
+        k = self.values.shape[1]
+        # The gradient of `times` for its weights: it takes no memory for the rows it reads.
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            rows, matrix, self.features.reshape(-1), places[::k], places // k, 0
+        )
+        products = products.view_as(self.values).add_(plus)
+        return self.with_entries(torch.ops.aten.threshold_backward(products, self.values, 0))
+
+    def feature_sums(self) -> Float[Tensor, " d_sae"]:
+        """Return the sum over the batch."""
+        values = self.values.reshape(-1)[self.by_feature]
+        return torch.segment_reduce(values, "sum", offsets=self.feature_starts, unsafe=True)
+
+    def row_sums(self) -> Float[Tensor, " batch"]:
+        """Return the sum over features."""
+        return self.values.sum(1)
+
+    def firings(self) -> Float[Tensor, " d_sae"]:
+        """Return in how many rows each feature is active."""
+        return self.with_entries((self.values != 0).float()).feature_sums()
+
+
+Codes = DenseCodes | SparseCodes | EvenCodes
 
 
 def _weighted_sums(
@@ -192,6 +288,8 @@ def codes_at(
     The form is the faster one, whatever the values.
     """
     batch, k = values.shape
+    if values.device.type == "cuda" and values.numel() and k <= SPARSE_BELOW_CUDA * d_sae:
+        return EvenCodes.of(values, features, d_sae)
     if values.device.type != "cpu" or not values.numel() or k > SPARSE_BELOW * d_sae:
         return DenseCodes(values.new_zeros(batch, d_sae).scatter_(1, features, values))
     rows = torch.arange(batch).repeat_interleave(k)

@@ -1,11 +1,13 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.measuring import Peer
 from benchmarks.peers.sae_protocol import Clock, Task, read_batches, read_weights, save_weights
 from benchmarks.sae_training import (
     OURS,
@@ -13,16 +15,15 @@ from benchmarks.sae_training import (
     SETTINGS,
     SUBJECTS,
     Bench,
-    Peer,
     Result,
-    Rival,
+    active,
     against,
     flops,
     geometric_means,
     job_of,
     ours,
     shortened,
-    standard_loss,
+    standard_outcome,
     start_states,
     table,
     weights_of,
@@ -30,6 +31,7 @@ from benchmarks.sae_training import (
 from shared.saes.standard import StandardConfig, summed_error_l1
 
 D_IN, D_SAE, BATCH = 6, 16, 32
+SPARSITY = {"standard": 0.01, "gated": 0.01, "topk": 3, "batchtopk": 3}
 PEER = """
 import json, sys
 print("a word on stdout")
@@ -66,9 +68,24 @@ def task(tmp_path):
     )
 
 
-def started(task, lr=1e-2):
-    config = SUBJECTS["standard"].start(D_IN, D_SAE, 0.01, 0, task.start)
-    return job_of(config, lr)
+def settings(kind):
+    return SUBJECTS[kind].settings(D_IN, D_SAE, SPARSITY[kind])
+
+
+def started(task, lr=1e-2, kind="standard"):
+    return job_of(SUBJECTS[kind].started(**settings(kind), weights=task.start), lr)
+
+
+def trained(kind):
+    """An autoencoder with biases and a state as after training."""
+    sae = SUBJECTS[kind].config(**settings(kind)).create("cpu", torch.float32)
+    sae.start(random_batches(1)[0])
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in sae.parameters.items():
+        if tensor.ndim == 1 or name == "W_dec":
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    sae.constrain()
+    return sae
 
 
 def test_a_task_survives_its_line(task):
@@ -84,39 +101,60 @@ def test_the_clock_times_whole_steps_after_the_warm_up(task):
     assert clock.seconds_per_step(replace(task, model="model")) == pytest.approx((19 - 7) / 6)
 
 
-def test_our_run_starts_from_the_given_weights_and_trains_on_all_batches(task):
-    _, (still,) = ours([started(task, lr=1e-30)], read_batches(task.batches), task)
-    for name, tensor in read_weights(task.start).items():
+@pytest.mark.parametrize("kind", list(SUBJECTS))
+def test_our_run_starts_from_the_given_weights_and_trains_on_all_batches(kind, task):
+    save_weights(Path(task.start), weights_of(trained(kind)))
+    _, (still,) = ours([started(task, 1e-30, kind)], read_batches(task.batches), task)
+    given = read_weights(task.start)
+    assert set(still) == set(given)
+    for name, tensor in given.items():
         torch.testing.assert_close(still[name], tensor)
-    seconds, (moved,) = ours([started(task)], read_batches(task.batches), task)
+    seconds, (moved,) = ours([started(task, kind=kind)], read_batches(task.batches), task)
     assert seconds > 0
-    x = random_batches(1, seed=7)[0]
-    assert standard_loss(moved, x, 0.01) < standard_loss(still, x, 0.01)
+    x, outcome = random_batches(1, seed=7)[0], SUBJECTS[kind].outcome
+    assert outcome(moved, x, SPARSITY[kind]).loss < outcome(still, x, SPARSITY[kind]).loss
     with pytest.raises(Exception, match="ends after 5 batches of 9"):
-        ours([started(task)], iter(random_batches(5)), task)
+        ours([started(task, kind=kind)], iter(random_batches(5)), task)
 
 
-def test_the_loss_is_that_of_the_architecture_whatever_the_norm_of_the_decoder(task):
-    sae = StandardConfig(d_in=D_IN, d_sae=D_SAE, l1=0.01, seed=1).create()
-    x, weights = random_batches(1)[0], weights_of(sae)
-    expected = float(sae.losses(x).mean())
-    assert standard_loss(weights, x, 0.01) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("kind", list(SUBJECTS))
+def test_the_outcome_is_that_of_the_architecture_whatever_the_norm_of_the_decoder(kind):
+    sae, x, subject = trained(kind), random_batches(1)[0], SUBJECTS[kind]
+    weights = weights_of(sae)
+    f, loss = subject.outcome(weights, x, SPARSITY[kind])
+    measured = sae.gradients(x)[1]
+    assert active(f) == pytest.approx(float(measured.scalars["l0"]), abs=0.05)
+    name = "mse" if subject.knob == "k" else "loss"
+    assert loss == pytest.approx(float(measured.scalars[name]), rel=1e-5)
     scale = torch.rand(D_SAE) + 0.5
-    weights["W_enc"], weights["b_enc"] = weights["W_enc"] * scale, weights["b_enc"] * scale
+    for name in set(weights) - {"W_dec", "b_dec", "r_mag"}:
+        weights[name] = weights[name] * scale
     weights["W_dec"] = weights["W_dec"] / scale[:, None]
-    assert standard_loss(weights, x, 0.01) == pytest.approx(expected, rel=1e-5)
+    assert subject.outcome(weights, x, SPARSITY[kind]).loss == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_topk_gets_the_loss_of_its_peers(kind, task):
+    """Which is the sum of squares, neither scaled nor divided."""
+    save_weights(Path(task.start), weights_of(trained(kind)))
+    sae = started(task, kind=kind).sae.create("cpu", torch.float32)
+    x = random_batches(1)[0]
+    sae.start(x)
+    loss = SUBJECTS[kind].outcome(read_weights(task.start), x, SPARSITY[kind]).loss
+    assert float(sae.gradients(x)[1].scalars["loss"]) == pytest.approx(D_IN * loss, rel=1e-5)
 
 
 def test_peers_get_the_penalty_of_a_summed_error():
     config = StandardConfig(d_in=D_IN, d_sae=D_SAE, l1=0.01, seed=0)
     converted = SUBJECTS["standard"].peer_sparsity(0.01, D_IN)
     assert converted == pytest.approx(summed_error_l1(config))
+    assert SUBJECTS["gated"].peer_sparsity(0.01, D_IN) == converted
+    whole = SUBJECTS["topk"].peer_sparsity(32 * 4**0.3, D_IN)
+    assert (whole, type(whole)) == (49, int)
 
 
 def test_states_are_untrained_and_trained(tmp_path):
-    setting = replace(
-        SETTINGS["small"], d_sae=D_SAE, batch=BATCH, before=40, before_batch=BATCH, sparsity=0.01
-    )
+    setting = replace(SETTINGS["small"], d_sae=D_SAE, batch=BATCH, before=40, before_batch=BATCH)
 
     class Data:
         d_in, folder = D_IN, tmp_path
@@ -126,7 +164,7 @@ def test_states_are_untrained_and_trained(tmp_path):
 
     states = start_states(SUBJECTS["standard"], setting, Data(), "cpu")
     x = random_batches(1, seed=5)[0]
-    losses = {k: standard_loss(read_weights(path), x, 0.01) for k, path in states.items()}
+    losses = {k: standard_outcome(read_weights(path), x, 1e-3).loss for k, path in states.items()}
     assert losses["trained"] < losses["untrained"]
 
 
@@ -134,13 +172,13 @@ def test_states_are_untrained_and_trained(tmp_path):
 def peer(tmp_path, monkeypatch):
     (tmp_path / "stub_driver.py").write_text(PEER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = Peer(Rival("stub", "stub_driver"), sys.executable, tmp_path / "log")
+    process = Peer("stub_driver", sys.executable, tmp_path / "log")
     yield process
     process.close()
 
 
 def test_a_peer_that_cannot_or_dies_is_reported_and_left_out(task, peer, tmp_path):
-    assert peer.ask(replace(task, architecture="gated")) == {"error": "no gated"}
+    assert peer.ask(replace(task, architecture="gated").line()) == {"error": "no gated"}
     plain, mixed = "sae-lens", "sae-lens, autocast"
     bench = Bench("cpu", tmp_path, {plain: peer, mixed: peer}, rounds=2)
     results, errors = bench.alternate(
@@ -182,9 +220,13 @@ def test_means_are_over_settings_and_only_of_rivals_that_never_failed():
     assert geometric_means(steps) == {"untrained": {"sae-lens": 4.0}, "trained": {}}
 
 
-def test_a_dense_step_is_five_matrix_products():
-    assert flops(SETTINGS["small"], 512) == 5 * 2 * 4096 * 512 * 4096
-    assert flops(shortened(SETTINGS["small"]), 512) == 5 * 2 * 256 * 512 * 256
+def test_operations_of_a_dense_step_are_its_matrix_products():
+    each = 2 * 4096 * 512 * 4096
+    assert flops(SUBJECTS["standard"], SETTINGS["small"], 512) == 5 * each
+    assert flops(SUBJECTS["topk"], SETTINGS["small"], 512) == 5 * each
+    # Two reconstructions: as many products, and two more for each.
+    assert flops(SUBJECTS["gated"], SETTINGS["small"], 512) == 7 * each
+    assert flops(SUBJECTS["standard"], shortened(SETTINGS["small"]), 512) == 5 * each / 256
 
 
 def test_the_table_names_failures_and_losses_that_differ():

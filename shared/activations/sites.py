@@ -85,11 +85,15 @@ def width(model: LanguageModel, site: Site) -> int:
     return model.d_mlp if site.kind in ("mlp_pre", "mlp_post") else model.d_model
 
 
-def _hook(
+def hook(
     model: LanguageModel, site: Site, visit: Callable[[Tensor], Tensor | None]
 ) -> RemovableHandle:
-    """Have `visit` see the activation at a site; what it returns, if anything, replaces it."""
-    width(model, site)  # raises if there is no such site
+    """Have `visit` see the activation at a site; what it returns, if anything, replaces it.
+
+    The hook stays until the handle that is returned removes it. Raises UserError for a site that
+    the model does not have.
+    """
+    width(model, site)
     block = model.network.get_submodule(f"transformer.h.{site.layer}")
     if site.kind == "resid_pre":
 
@@ -124,7 +128,7 @@ def read(
 
     with ExitStack() as stack:
         for site in wanted:
-            stack.callback(_hook(model, site, partial(keep, site)).remove)
+            stack.callback(hook(model, site, partial(keep, site)).remove)
         with suppress(_Done):
             model.network(tokens, use_cache=False)
     return {site: found[site] for site in sites}
@@ -156,7 +160,7 @@ def replaced_logits(
             )
         return replacement
 
-    handle = _hook(model, site, visit)
+    handle = hook(model, site, visit)
     try:
         return model.logits(tokens)
     finally:

@@ -1,0 +1,1 @@
+"""Scaling and Evaluating Sparse Autoencoders (Gao et al. 2024)."""

@@ -305,17 +305,19 @@ class TopKWeights(NamedTuple):
     def from_export(cls, exported: Exported) -> TopKWeights:
         """Return what is exported as a TopK autoencoder.
 
-        One that does not subtract b_dec from its input has b_enc changed to the same effect.
+        One that does not subtract b_dec from its input has b_enc changed to the same effect, and
+        one that takes activations in lengths of decoder rows has these lengths in the encoder.
         """
         tensors, config = exported.tensors, exported.config
-        W_enc, b_enc, b_dec = tensors["W_enc"], tensors["b_enc"], tensors["b_dec"]
-        return cls(
-            W_enc=W_enc,
-            b_enc=b_enc if config["apply_b_dec_to_input"] else b_enc + b_dec @ W_enc,
-            W_dec=tensors["W_dec"],
-            b_dec=b_dec,
-            k=config["k"],
+        W_enc, b_enc, W_dec, b_dec = (
+            tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")
         )
+        if not config["apply_b_dec_to_input"]:
+            b_enc = b_enc + b_dec @ W_enc
+        if config.get("rescale_acts_by_decoder_norm"):
+            lengths = torch.linalg.vector_norm(W_dec, dim=1)
+            W_enc, b_enc, W_dec = W_enc * lengths, b_enc * lengths, W_dec / lengths[:, None]
+        return cls(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=config["k"])
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Return the feature activations."""

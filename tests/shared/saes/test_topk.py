@@ -359,13 +359,17 @@ def test_exported_weights_take_activations_as_they_are():
     assert weights.W_dec.any()  # a copy
 
 
+@pytest.mark.parametrize("in_lengths", [False, True])
 @pytest.mark.parametrize("centred", [True, False])
-def test_sae_lens_loads_it_and_computes_the_same(tmp_path, centred):
+def test_sae_lens_loads_it_and_computes_the_same(tmp_path, centred, in_lengths):
+    """Also where activations are taken in lengths of decoder rows, which are 1 in ours."""
     from sae_lens import SAE
 
     sae, x = started(), inputs()
+    sae.W_dec.mul_(torch.linspace(0.5, 2, D_SAE)[:, None])
     exported = sae.export()
-    exported = exported._replace(config={**exported.config, "apply_b_dec_to_input": centred})
+    changed = {"apply_b_dec_to_input": centred, "rescale_acts_by_decoder_norm": in_lengths}
+    exported = exported._replace(config={**exported.config, **changed})
     save_sae(tmp_path, exported, {"hook_name": "mlp"})
     theirs = SAE.load_from_disk(tmp_path)
     ours = TopKWeights.from_export(exported)

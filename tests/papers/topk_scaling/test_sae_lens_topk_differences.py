@@ -401,7 +401,7 @@ def test_row_23_only_decoding_is_sparse():
     assert ((slope != 0).sum(1) <= K).all()  # a sixteenth of it is not zero
     batchtopk = unit("BatchTopK", use_sparse_activations=True)
     message = as_the_paper(23, "has sparse activations for BatchTopK")
-    assert not forward(batchtopk, x).feature_acts.is_sparse, message
+    assert not batchtopk.encode(x).is_sparse, message
 
 
 def test_row_24_sparse_activations_do_not_train_at_the_default_rescaling():
@@ -470,7 +470,10 @@ def test_agreed_4_auxk_gives_a_residual_to_dead_features_alone(moved):
     """The residual is taken as given, the estimate has no bias, those alive get no gradient."""
     x, dead = inputs(), first(K_AUX)
     moved.fold_W_dec_norm()
-    moved.b_enc.data[dead] = 20
+    moved.b_enc.data = torch.where(dead, 10.0, moved.b_enc.data + 20)
+    active = forward(moved, x).feature_acts.any(0)
+    assert active.any()
+    assert not active[dead].any()
     found = auxiliary_loss(moved, x, dead)
     torch.testing.assert_close(found, auxiliary_error(moved, x, dead))
     slopes = gradient(found, moved.W_enc).T, gradient(found, moved.W_dec)

@@ -128,7 +128,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
         )
     if n.size:
         training.set_ylim(bottom=min(100 * one["epsilon"] for one in data["by_epsilon"]) / 4)
-    training.legend(title="n")
+    training.legend(title="n", loc="lower left", frameon=True, framealpha=1, edgecolor="none")
     plain_ticks(needed.xaxis, data["n"])
     decade_ticks(needed.yaxis, (1, 2, 3, 5, 7))
     decade_ticks(training.yaxis, (1, 3))

@@ -32,7 +32,7 @@ from shared.activations.sites import Site, read
 from shared.corpus.tokenizer import token_bytes
 from shared.errors import UserError
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
-from shared.figures.fronts import draw_curves, floats
+from shared.figures.fronts import draw_curves, floats, l0_axis
 from shared.figures.style import PALETTE, SEQUENTIAL, panel_labels, subplots
 from shared.language_models.load import LanguageModel, load
 from shared.metrics.fronts import compare, curves, interval
@@ -331,6 +331,7 @@ def draw_loss(data: Mapping[str, Any]) -> Canvas:
         panel.minorticks_off()
     by_n.tick_params(axis="x", labelrotation=45)
     draw_curves(fronts, LOOKS, data["fronts"], "")
+    l0_axis(fronts, (2, 3, 4, 6, 10))  # less than a decade
     sizes_of_fronts = ", ".join(f"{n:g}" for n in data["front_latents"])
     fronts.set(xlabel=f"L0 (n = {sizes_of_fronts})")
     for panel in axes[0]:

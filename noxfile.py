@@ -28,6 +28,14 @@ def install(session: nox.Session, extras: str = "") -> None:
     session.install("-e", f".[{extras}]" if extras else ".", "-c", "constraints.txt")
 
 
+def cloned(session: nox.Session) -> Path:
+    """Return a fresh clone of the last commit."""
+    clone = Path(session.create_tmp()).resolve() / "clone"
+    session.run("rm", "-rf", str(clone), external=True)
+    session.run("git", "clone", "--quiet", ".", str(clone), external=True)
+    return clone
+
+
 @nox.session(default=False)
 def repro(session: nox.Session) -> None:
     """Reproduce every paper (embedded profile, CPU) with DVC, and check the numbers.
@@ -69,9 +77,7 @@ def lint(session: nox.Session) -> None:
 def smoke(session: nox.Session) -> None:
     """Reproduce every paper from scratch in its smoke profile, in a clone of the last commit."""
     install(session, "repro")
-    clone = Path(session.create_tmp()) / "clone"
-    session.run("rm", "-rf", str(clone), external=True)
-    session.run("git", "clone", "--quiet", ".", str(clone), external=True)
+    clone = cloned(session)
     with session.chdir(clone):
         for paper in PAPERS:
             params = Path("papers") / paper / "params.yaml"
@@ -80,6 +86,22 @@ def smoke(session: nox.Session) -> None:
             session.run("dvc", "repro", f"papers/{paper}/dvc.yaml")
             # -m: the code of the clone, not of the checkout that is installed.
             session.run("python", "-m", "shared.cli", "check", paper, "--profile", "smoke")
+
+
+@nox.session(default=False)
+def random_gpt2(session: nox.Session) -> None:
+    """Run profile gpt2, made small, on a random GPT-2 in a clone of the last commit (slow).
+
+    Nothing is fetched, and the results mean nothing: that there are any shows that it runs.
+    """
+    install(session, "repro")
+    clone = cloned(session)
+    with session.chdir(clone):
+        session.run("python", "tests/random_gpt2.py")
+        hub = {"HF_HUB_CACHE": str(Path("build", "hub").resolve()), "HF_HUB_OFFLINE": "1"}
+        for paper in PAPERS:
+            if re.search("(?m)^gpt2:", Path("papers", paper, "params.yaml").read_text("utf-8")):
+                session.run("dvc", "repro", f"papers/{paper}/dvc.yaml", env=hub)
 
 
 @nox.session(default=False)

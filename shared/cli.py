@@ -1,4 +1,4 @@
-"""The command `sae`: check claims, cite figures, build the gallery."""
+"""The command `sae`: check claims, cite figures, build the gallery; read and steer features."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
 from shared.claims import report
 from shared.claims.checker import Verdict, check_paper, gating_failures
 from shared.claims.schema import known_papers, load_claims, resolve_profile
+from shared.console import console
 from shared.errors import UserError
+from shared.features.commands import register
 from shared.files import ROOT, write_text
 
 
@@ -40,7 +41,8 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Check the claims of the papers against the results, and cite the figures.",
+    help="Check the claims of the papers against the results, cite the figures, and read and steer "
+    "the features of autoencoders.",
 )
 
 Papers = Annotated[
@@ -50,12 +52,6 @@ Papers = Annotated[
 Profile = Annotated[
     str | None, typer.Option(metavar="NAME", help="A profile of params.yaml, else its default.")
 ]
-
-
-def _console() -> Console:
-    # Into a file or a log, 80 columns would cut names to pieces.
-    width = None if sys.stdout.isatty() else 160
-    return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
 def _chosen(papers: list[str] | None) -> list[str]:
@@ -92,7 +88,7 @@ def check(
     elif as_markdown:
         typer.echo(report.markdown(verdicts))
     else:
-        _console().print(report.terminal(verdicts))
+        console().print(report.terminal(verdicts))
     if gating_failures(verdicts):
         raise typer.Exit(1)
 
@@ -159,7 +155,7 @@ def papers() -> None:
     for paper in _chosen(None):
         profile, claims = resolve_profile(paper, None, ROOT), load_claims(paper, ROOT)
         table.add_row(paper, profile, str(len(claims)), _standing(paper))
-    _console().print(table)
+    console().print(table)
 
 
 def _standing(paper: str) -> str:
@@ -167,6 +163,9 @@ def _standing(paper: str) -> str:
         return report.summary(check_paper(paper, root=ROOT))
     except UserError as error:
         return str(error)
+
+
+register(app)
 
 
 def main() -> None:

@@ -14,16 +14,10 @@ the hash of the question: a run that is stopped goes on where it was, and nothin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from http.client import HTTPException
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,12 +51,10 @@ from papers.towards_monosemanticity.examples import (
 from papers.towards_monosemanticity.logit_weights import logit_weights
 from papers.towards_monosemanticity.tokens import pretty
 from shared.corpus.tokenizer import token_bytes
-from shared.errors import UserError
-from shared.files import ROOT, read_json, write_json
+from shared.features.endpoint import Endpoint, Messages, ask, endpoint, read_explanation
+from shared.files import ROOT, write_json
 from shared.progress import progress
 from shared.stages import guard
-
-Messages = list[dict[str, str]]
 
 LOGITS = 10
 """Promoted and suppressed tokens that an explainer is shown."""
@@ -135,94 +127,6 @@ PREDICT_TASK = (
 )
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where to ask, and how patiently."""
-
-    url: str
-    model: str
-    key: str = field(default="", repr=False)
-    timeout: float = 120.0
-    """Seconds until an answer must have begun."""
-    attempts: int = 5
-    wait: float = 2.0
-    """Seconds before the second attempt; twice as long before each further one."""
-
-
-def endpoint(environment: Mapping[str, str]) -> Endpoint:
-    """Read OPENAI_BASE_URL, OPENAI_MODEL and, where a key is needed, OPENAI_API_KEY.
-
-    Raises UserError naming a variable that is missing or malformed.
-    """
-    url, model = (environment.get(name, "") for name in ("OPENAI_BASE_URL", "OPENAI_MODEL"))
-    if not re.match(r"https?://[^/\s]", url):
-        raise UserError("set OPENAI_BASE_URL to the endpoint, such as http://localhost:8080/v1")
-    if not model:
-        raise UserError("set OPENAI_MODEL to the name of a model of the endpoint")
-    return Endpoint(url.rstrip("/"), model, environment.get("OPENAI_API_KEY", ""))
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Keeps the key from following to another address."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none."""
-
-
-_opener = urllib.request.build_opener(_NoRedirects)
-
-
-def ask(where: Endpoint, messages: Messages, cache: Path) -> str:
-    """Return the model's answer, from the cache if the same was asked before.
-
-    Tries again after a busy or failing server and after a timeout.
-
-    Raises:
-        UserError: the endpoint cannot be reached, refuses, or does not speak the protocol.
-    """
-    question = {"model": where.model, "messages": messages}
-    body = json.dumps(question, sort_keys=True).encode()
-    path = cache / f"{hashlib.sha256(body).hexdigest()}.json"
-    if path.exists():
-        return str(read_json(path)["answer"])
-    answer = _text(where, _post(where, body))
-    write_json(path, {**question, "answer": answer})
-    return answer
-
-
-def _post(where: Endpoint, body: bytes) -> bytes:
-    headers = {"Content-Type": "application/json"}
-    if where.key:
-        headers["Authorization"] = f"Bearer {where.key}"
-    request = urllib.request.Request(f"{where.url}/chat/completions", body, headers)
-    reason = ""
-    for attempt in range(where.attempts):
-        if attempt:
-            time.sleep(where.wait * 2 ** (attempt - 1))
-        try:
-            with _opener.open(request, timeout=where.timeout) as response:
-                return bytes(response.read())
-        except urllib.error.HTTPError as error:
-            reason = f"it answers {error.code} {error.reason}"
-            error.close()
-            if error.code not in (408, 409, 425, 429) and error.code < 500:
-                break
-        except (urllib.error.URLError, HTTPException, OSError) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-    raise UserError(f"{where.url} gives no answer ({reason}): see OPENAI_BASE_URL and the key")
-
-
-def _text(where: Endpoint, response: bytes) -> str:
-    """Return the text of a response of the protocol."""
-    try:
-        text = json.loads(response)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise UserError(f"{where.url} does not answer in OpenAI's chat format: see OPENAI_BASE_URL")
-    return text
-
-
 def _window(marked: str) -> list[tuple[str, int]]:
     """Read a window of a demonstration: tokens and activations."""
     parts = [part.rpartition("/") if "/" in part else (part, "", "0") for part in marked.split()]
@@ -271,12 +175,6 @@ def predict_messages(explanation: str, asked: Sequence[Sequence[str]]) -> Messag
         messages.append({"role": "assistant", "content": levels})
     messages.append(question(explanation, asked))
     return messages
-
-
-def read_explanation(answer: str) -> str:
-    """Return what stands in the answer's tags, or all of it where it has none, as in the paper."""
-    found = re.findall(r"<answer>(.*?)</answer>", answer, re.DOTALL)
-    return (found[-1] if found else answer).strip()
 
 
 def read_levels(answer: str, examples: int) -> Int[np.ndarray, "examples 9"] | None:

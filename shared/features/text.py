@@ -1,0 +1,135 @@
+"""Text by name, in contexts of tokens: a corpus of this repository, a token shard, or one's own.
+
+A corpus is a profile's ("embedded"), or a folder of token shards with the splits "train" and
+"validation", which share no document. Everything else is one piece: a token shard, a .txt file, or
+a folder of .txt, .jsonl and .parquet files, cut into tokens by the model's own tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from shared.corpus.documents import Document
+from shared.corpus.shards import Contexts, corpus_folder, load_contexts
+from shared.corpus.sources import LocalText, tokenize
+from shared.corpus.tokenizer import END_OF_TEXT
+from shared.errors import UserError
+from shared.language_models.load import LanguageModel
+
+LENGTH = 256
+"""Tokens in a context of one's own text, where the model reads as many."""
+HELD_OUT = 0.05
+"""Share at the end of a text without splits that training leaves out."""
+SHARD = ".safetensors"
+
+
+def shortened(contexts: Contexts, length: int) -> Contexts:
+    """Cut contexts into shorter ones, each with what stands at position 0 in front of its tokens.
+
+    What is left of a context at its end is dropped.
+
+    Raises:
+        UserError: the contexts are shorter than that.
+    """
+    inside, body = contexts.tokens.shape[1] - 1, length - 1
+    if inside < body:
+        raise UserError(f"contexts have {inside + 1} tokens, less than {length}: ask for fewer")
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        pieces = array[:, 1 : 1 + inside // body * body].reshape(-1, body)
+        return np.concatenate([array[:, :1].repeat(inside // body, axis=0), pieces], axis=1)
+
+    return Contexts(cut(contexts.tokens), cut(contexts.labels), cut(contexts.documents))
+
+
+def contexts_of(
+    text: str,
+    model: LanguageModel,
+    length: int | None = None,
+    split: str = "validation",
+    tokens: int = 2_000_000,
+) -> Contexts:
+    """Return a text in contexts that begin with END_OF_TEXT.
+
+    Args:
+        text: a profile, a folder of token shards, a token shard, a .txt file, or a folder of .txt,
+            .jsonl and .parquet files.
+        model: whose tokenizer the text is cut by.
+        length: tokens in a context; by default those of a shard, and for one's own text LENGTH, or
+            what the model reads if that is less.
+        split: what is returned of a corpus, which has several; anything else is returned whole.
+        tokens: about how many are read of one's own text, at the most.
+
+    Raises:
+        UserError: there is no such text, it cannot be read, it has not enough tokens for one
+            context, or another tokenizer has cut it.
+    """
+    folder = _corpus(text)
+    path = folder / f"{split}{SHARD}" if folder else Path(text)
+    if path.suffix == SHARD:
+        contexts = load_contexts(path)
+        contexts = shortened(contexts, length) if length else contexts
+    else:
+        asked = length or min(LENGTH, model.n_ctx)
+        parts = tokenize(_documents(path), model.tokenizer, asked, tokens).values()
+        arrays = [(part.tokens, part.labels, part.documents) for part in parts]
+        contexts = Contexts(*map(np.concatenate, zip(*arrays, strict=True)))
+    if not len(contexts):
+        raise UserError(f"{text} has not enough tokens for one context: give more text")
+    if contexts.tokens[0, 0] != model.tokenizer.token_to_id(END_OF_TEXT):
+        raise UserError(
+            f"the tokens of {text} are not those of {model.name}: give the text itself, or cut it "
+            f"with python -m shared.corpus shards --tokenizer"
+        )
+    return contexts
+
+
+def divided(
+    text: str, model: LanguageModel, length: int | None, tokens: int
+) -> tuple[Contexts, Contexts]:
+    """Return what to train on, and what is held out: another split, or the last HELD_OUT.
+
+    A text without splits may have one document that both have a part of.
+
+    Raises:
+        UserError: as `contexts_of`, or nothing can be held out.
+    """
+    if _corpus(text):
+        train, held_out = (
+            contexts_of(text, model, length, split) for split in ("train", "validation")
+        )
+        return train, held_out
+    whole = contexts_of(text, model, length, tokens=round(tokens / (1 - HELD_OUT)))
+    last = max(1, round(HELD_OUT * len(whole)))
+    if last == len(whole):
+        raise UserError(f"{text} is one context, and one has to be held out: give more text")
+    return whole.select(slice(None, -last)), whole.select(slice(-last, None))
+
+
+def _corpus(text: str) -> Path | None:
+    """Return the folder of a corpus, where the text is one."""
+    for folder in (corpus_folder(text), Path(text)):
+        if (folder / f"train{SHARD}").exists():
+            return folder
+    return None
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    if path.is_dir():
+        return LocalText(path).documents()
+    if path.suffix != ".txt" or not path.is_file():
+        built = sorted(
+            folder.parent.name for folder in corpus_folder("*").parents[1].glob("*/corpus")
+        )
+        known = ", ".join(built) or "none is built yet: dvc repro shared/dvc.yaml"
+        raise UserError(
+            f"no text {str(path)!r}: choose a corpus ({known}), a token shard, a .txt file, or a "
+            f"folder of text"
+        )
+    try:
+        return iter([Document(path.read_text(encoding="utf-8"), "text", path.name)])
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}): convert it") from None

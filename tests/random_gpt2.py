@@ -1,0 +1,138 @@
+"""Make a clone of this repository run profile gpt2 in minutes, on a GPT-2 small of random weights.
+
+    python tests/random_gpt2.py
+
+The folder that it runs in then has a hub's cache with a "gpt2" (HF_HUB_CACHE=build/hub), a little
+text in place of the hub's, and params.yaml files with the profile gpt2 made small. All that is cut
+is steps, contexts, latents, and how many autoencoders are trained: stages, sites and widths are the
+profile's. Weights are random, so that the results mean nothing: that there are any shows that the
+profile runs. `nox -s random_gpt2` does all of it, in a clone of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+FEWER_LATENTS, FEWER_ACTIVE, FEWER_VECTORS = 64, 16, 64
+OWN = (
+    "artifacts/topk_scaling/gpt2/autoencoders/grid_topk_plain_blocks.8.resid_post_n64_p0_lr0_b64_s0"
+)
+"""One that the profile trains, in place of those of the hub."""
+SMALL: dict[str, dict[str, dict[str, Any]]] = {
+    "gated_sae": {
+        "autoencoders": {"steps": 8, "rescaled_steps": 2, "sae_lens": [1], "sae_lens_path": [1]}
+        | {"resample_inputs": 64},
+        "site_autoencoders": {"steps": 8, "resample_inputs": 64},
+        "scores": {"contexts": 1, "site_contexts": 1},
+        "inference_time_optimisation": {"targets": [2, 4], "contexts": 1},
+        "jumprelu_equivalence": {"contexts": 1},
+        "activation_shapes": {"samples": 1000, "thresholds": 3},
+        "rating_statistics": {"studies": 20, "bootstrapped": 4, "resamples": 20}
+        | {"stand_in": {"contexts": 6, "pairs": 4, "least": 2}},
+    },
+    "topk_scaling": {
+        "autoencoders": {"steps": 50, "dead_after": 640, "resample_inputs": 64, "ema": 0.9},
+        "scores": {"contexts": 2, "together": 64},
+        "joint_scaling": {"resamples": 10},
+        "probes": {"contexts": 6, "least": 5, "directions": 64},
+        "explanations": {"select": 8, "score": 8, "spliced": 2, "latents": 2, "firings": 2}
+        | {"examples": 2, "longest": 3},
+        "ablation_sparsity": {"contexts": 2, "ablations": 2},
+        "refinement": {"contexts": 2, "vectors": 4},
+        "progressive_codes": {"contexts": 2},
+        "test_time_selection": {"contexts": 2},
+        "released_autoencoders": {"contexts": 2, "autoencoders": {"own": {"folder": OWN}}},
+    },
+}
+"""What makes an experiment small, beside `divided`."""
+
+
+def divided(key: str, value: Any) -> Any:
+    """Return a parameter with its sizes divided, and of what is a list some entries at the most."""
+    if isinstance(value, dict):
+        return {name: divided(name, item) for name, item in value.items()}
+    match key:
+        case "sweeps":
+            return [divided("", sweep) for sweep in value]
+        case "latents" | "d_sae":
+            few = [n // FEWER_LATENTS for n in (value if isinstance(value, list) else [value])]
+            return (few[1:3] or few) if isinstance(value, list) else few[0]
+        case "penalties":  # k, or λ
+            return [max(1, one // FEWER_ACTIVE) if one >= 1 else one for one in value[2:4] or value]
+        case "k":
+            return value // FEWER_ACTIVE
+        case "batch":
+            return value // FEWER_VECTORS
+        case "batches":
+            return [batch // FEWER_VECTORS for batch in value[:2]]
+        case "lrs":
+            return value[:2]
+        case "seeds":
+            return 1
+    return value
+
+
+def write_model(cache: Path) -> None:
+    """Write a random GPT-2 small to where huggingface_hub looks for "gpt2".
+
+    Its tokenizer is that of the bundled models, whose tokens are fewer.
+    """
+    repository = cache / "models--gpt2"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(snapshot)
+    shutil.copy("shared/language_models/bundled/tokenizer.json", snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+
+
+def write_text(folder: Path) -> None:
+    """Write the beginnings of the paragraphs of the papers' READMEs: some 50,000 tokens."""
+    folder.mkdir(parents=True)
+    paths = sorted(Path("papers").glob("*/README.md"))
+    rows = [row for path in paths for row in path.read_text(encoding="utf-8").split("\n\n")]
+    lines = "".join(json.dumps({"text": row[:250]}) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+
+
+def small(paper: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the gpt2 block of a paper's params.yaml made small.
+
+    Raises KeyError for a paper that SMALL does not have.
+    """
+    return {
+        name: divided("", block) | SMALL[paper].get(name, {})
+        for name, block in params["gpt2"].items()
+    }
+
+
+def main() -> None:
+    """Change the folder that this runs in, which has to be a clone: its files are overwritten."""
+    build = Path("build")
+    if build.exists():
+        sys.exit(f"{build.resolve()} exists: run this in a fresh clone, whose files it overwrites")
+    write_model(build / "hub")
+    write_text(build / "text")
+    for path in (
+        Path("shared", "hub", "params.yaml"),
+        *sorted(Path("papers").glob("*/params.yaml")),
+    ):
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.parent.name == "hub":
+            params["gpt2"]["corpus"]["text"] = str(build / "text")
+        elif "gpt2" in params:
+            params |= {"profile": "gpt2", "gpt2": small(path.parent.name, params)}
+        path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

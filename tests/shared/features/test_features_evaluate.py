@@ -143,9 +143,11 @@ def test_the_same_text_twice_is_alike(tiny):
 
 
 def test_what_cannot_see_earlier_text_is_exactly_stable(tiny):
-    # Before the first layer an activation is of the token and its position alone.
+    # Before the first layer an activation is of the token and its position alone. That it is
+    # repeated is of products of other shapes, which may round otherwise.
     found = stability(tiny("blocks.0.resid_pre"), random_text().tokens)
-    assert (found.repeated, found.counterfactual, found.moved) == (1, 1, 0)
+    assert found.repeated == pytest.approx(1, abs=1e-6)
+    assert (found.counterfactual, found.moved) == (1, 0)
     assert found.by_chance < 0.9
 
 

@@ -18,6 +18,7 @@ from shared.console import console
 from shared.errors import UserError
 from shared.features.commands import register
 from shared.files import ROOT, write_text
+from shared.parallel import collect_rarely
 
 
 class _Commands(TyperGroup):
@@ -174,6 +175,7 @@ def main() -> None:
         # A symbol that the terminal's encoding lacks is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    collect_rarely()
     app()
 
 

@@ -16,8 +16,11 @@ from typing import TypeVar
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
-WORTH_SPAWNING = 500
-"""Training steps from which it pays that a new process first imports PyTorch."""
+WORTH_SPAWNING = 3000
+"""Training steps from which it pays that new processes first import what they need."""
+
+RARELY = 200_000
+"""Objects made between two collections of garbage; Python's own number is 700."""
 
 
 def cores() -> int:
@@ -31,9 +34,18 @@ def workers(device: str, steps: int) -> int:
     """Return among how many processes to share out a training of `steps` steps.
 
     As many as there are cores; one on a GPU, which processes would only take turns on, and one
-    for a short training.
+    for a short training. A step is that of one autoencoder, or of a batch of toy models.
     """
     return cores() if device == "cpu" and steps >= WORTH_SPAWNING else 1
+
+
+def collect_rarely() -> None:
+    """Let Python look for garbage seldom.
+
+    Libraries make a million objects when they are imported, none of them garbage, and looking
+    through them again and again takes a quarter of that time.
+    """
+    gc.set_threshold(RARELY)
 
 
 def side_by_side(jobs: Mapping[Key, Callable[[], Result]], processes: int) -> dict[Key, Result]:
@@ -68,10 +80,10 @@ def _start(parent: Connection, threads: int) -> None:
     """Prepare a worker: it ends when the other end of `parent` closes, and not by Ctrl-C itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with, args=(parent,), daemon=True).start()
+    collect_rarely()
     import torch
 
     torch.set_num_threads(threads)
-    gc.freeze()  # spares every later collection the many objects of PyTorch
 
 
 def _end_with(parent: Connection) -> None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from pydantic import ValidationError
 from shared.errors import Diverged, UserError
 from shared.experiment import Arrays, Config, Experiment, Run
 from shared.files import ROOT, read_json, read_npz, write_json, write_npz
-from shared.parallel import cores, side_by_side
+from shared.parallel import collect_rarely, cores, side_by_side
 from shared.provenance import file_hash, processor, run_record
 
 RUN = "run"  # the name under which a run's record travels inside its npz
@@ -180,21 +181,25 @@ def train_all(
     """Train experiments in the order given, each stored as soon as it is complete.
 
     Args:
-        at_once: share them out among the processor's cores, unless there is a GPU.
+        at_once: share them out among the processor's cores, unless there is a GPU; one that needs
+            another of them waits for it.
 
     Raises:
-        UserError: before any training, for a wrong name, or for experiments that shall train at
-            once although one needs another.
+        UserError: before any training, for a wrong name.
     """
     paper.require(names)
     jobs = {name: partial(train, paper, name, profile, seed) for name in names}
-    processes = 1
-    if at_once:
-        for name in names:
-            if needed := set(names).intersection(paper.experiment(name).needs):
-                raise UserError(f"{name} needs {min(needed)} first: train them without --at-once")
-        processes = cores() if pick_device() == "cpu" else 1
-    side_by_side(jobs, processes)
+    if not at_once:
+        side_by_side(jobs, 1)
+        return
+    waiting = TopologicalSorter(
+        {name: set(names).intersection(paper.experiment(name).needs) for name in names}
+    )
+    processes = cores() if pick_device() == "cpu" else 1
+    waiting.prepare()
+    while ready := waiting.get_ready():
+        side_by_side({name: jobs[name] for name in sorted(ready, key=names.index)}, processes)
+        waiting.done(*ready)
 
 
 def evaluate(paper: Paper, profile: str) -> None:
@@ -279,6 +284,7 @@ def _clear_partial_files(folders: Iterable[Path]) -> None:
 
 def run_paper(name: str, experiments: tuple[str, ...]) -> None:
     """The command line of a paper: `python -m papers.<name> train|evaluate|draw|all`."""
+    collect_rarely()
     app = typer.Typer(
         help=f"The stages of papers/{name}; `dvc repro papers/{name}/dvc.yaml` runs them in order.",
         add_completion=False,
@@ -300,7 +306,8 @@ def run_paper(name: str, experiments: tuple[str, ...]) -> None:
         seed: SeedOption = 0,
         into: IntoOption = ROOT,
         at_once: Annotated[
-            bool, typer.Option("--at-once", help="Share them out among the processor's cores.")
+            bool,
+            typer.Option("--at-once", help="Share them out among the cores, as needs allow."),
         ] = False,
     ) -> None:
         """Train experiments in the order given; each is stored as soon as it is complete."""

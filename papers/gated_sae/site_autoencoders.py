@@ -70,7 +70,8 @@ def train_layers(layers: tuple[int, ...], config: Parameters, run: Run) -> Array
 
 def run(config: Parameters, run: Run) -> Arrays:
     """Train all autoencoders, groups of layers side by side; return a table of them."""
-    count = workers(run.device, config.steps * len(config.layers))
+    each = sum(len(one.penalties) for one in config.methods.values())
+    count = workers(run.device, config.steps * len(config.layers) * len(config.kinds) * each)
     groups = [config.layers[at::count] for at in range(min(count, len(config.layers)))]
     tables = side_by_side(
         {group: partial(train_layers, group, config, run) for group in groups}, count

@@ -245,6 +245,7 @@ def train_share(planned: Sequence[Planned], number: int, config: Parameters, run
 
     def batches(start: int) -> Iterator[dict[str, Tensor]]:
         drawn = noise(batch, planned[0].job.sae.d_in, seed, start)
+        noisy = any(one.job.site == NOISE for one in planned)
         if not named:
             yield from ({NOISE: vectors} for vectors in islice(drawn, steps - start))
             return
@@ -258,7 +259,7 @@ def train_share(planned: Sequence[Planned], number: int, config: Parameters, run
         )
         for read_ in stream.batches(start, steps):
             inputs = {site: normalised(read_[at])[0] for site, at in named.items()}
-            yield {**inputs, NOISE: next(drawn)}
+            yield {**inputs, NOISE: next(drawn)} if noisy else inputs
 
     source = {"corpus": shard_record(shard)["sha256"], "batch": batch, "seed": seed}
     checkpoint = Checkpoint(path=run.folder / "training" / f"share_{number}.safetensors")

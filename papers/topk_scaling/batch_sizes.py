@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from papers.topk_scaling.scaling_figures import decade_ticks, floats, shades
+from papers.topk_scaling.scaling_figures import decade_ticks, shades
 from papers.topk_scaling.scaling_fits import Curve, learning_curve
 from papers.topk_scaling.tables import rows
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import floats
 from shared.figures.style import PALETTE, panel_labels, subplots
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from papers.topk_scaling.scaling_figures import decade_ticks, floats, power, shades
+from papers.topk_scaling.scaling_figures import decade_ticks, power, shades
 from papers.topk_scaling.scaling_fits import (
     Curve,
     PowerLaw,
@@ -31,6 +31,7 @@ from papers.topk_scaling.scaling_fits import (
 )
 from papers.topk_scaling.tables import rows
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import floats
 from shared.figures.style import PALETTE, panel_labels, subplots
 
 if TYPE_CHECKING:

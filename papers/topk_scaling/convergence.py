@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from papers.topk_scaling.scaling_figures import decade_ticks, floats, plain_ticks, power, shades
+from papers.topk_scaling.scaling_figures import decade_ticks, fixed_ticks, power, shades
 from papers.topk_scaling.scaling_fits import Slope, fit_slope, learning_curve
 from papers.topk_scaling.tables import rows
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import floats
 from shared.figures.style import PALETTE, panel_labels, subplots
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     if n.size:
         training.set_ylim(bottom=min(100 * one["epsilon"] for one in data["by_epsilon"]) / 4)
     training.legend(title="n", loc="lower left", frameon=True, framealpha=1, edgecolor="none")
-    plain_ticks(needed.xaxis, data["n"])
+    fixed_ticks(needed.xaxis, data["n"])
     decade_ticks(needed.yaxis, (1, 2, 3, 5, 7))
     decade_ticks(training.yaxis, (1, 3))
     needed.legend()

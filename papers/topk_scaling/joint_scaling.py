@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from papers.topk_scaling.scaling_figures import decade_ticks, floats, plain_ticks, shades
+from papers.topk_scaling.scaling_figures import decade_ticks, fixed_ticks, shades
 from papers.topk_scaling.scaling_fits import (
     JointLaw,
     bootstrap,
@@ -31,6 +31,7 @@ from papers.topk_scaling.scaling_fits import (
 )
 from papers.topk_scaling.tables import rows
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import floats
 from shared.figures.style import PALETTE, panel_labels, subplots
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
             floats(one["n"]), floats(one["nmse"]), "o", color=colour, label=f"{one['k']:g}"
         )
         surface.plot(floats(data["n"]), floats(one["fit"]), "--", color=colour, linewidth=0.9)
-    plain_ticks(surface.xaxis, sorted({n for one in data["lines"] for n in one["n"]}))
+    fixed_ticks(surface.xaxis, sorted({n for one in data["lines"] for n in one["n"]}))
     decade_ticks(surface.yaxis)
     if data["lines"]:
         surface.legend(title="k", ncols=2, loc="upper right")

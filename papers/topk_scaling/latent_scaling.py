@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from papers.topk_scaling.joint_scaling import losses
-from papers.topk_scaling.scaling_figures import decade_ticks, floats, plain_ticks, power
+from papers.topk_scaling.scaling_figures import decade_ticks, fixed_ticks, power
 from papers.topk_scaling.scaling_fits import Slope, fit_power_law, fit_slope, r_squared
 from papers.topk_scaling.tables import rows
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import floats
 from shared.figures.style import PALETTE, panel_labels, subplots
 
 if TYPE_CHECKING:
@@ -105,13 +106,13 @@ def draw(data: Mapping[str, Any]) -> Canvas:
     bar(exponents, [data["k"]], [one["exponent"]], [one["low"]], [one["high"]], "noise")
     one = data["held_out"]
     bar(exponents, one["k"], one["exponent"], one["low"], one["high"], "activations")
-    plain_ticks(
+    fixed_ticks(
         losses_panel.xaxis,
         sorted({n for found in data["measured"].values() for n in found["n"]}),
     )
     decade_ticks(losses_panel.yaxis)
     losses_panel.legend()
-    plain_ticks(exponents.xaxis, sorted({*one["k"], data["k"]} - {None}))
+    fixed_ticks(exponents.xaxis, sorted({*one["k"], data["k"]} - {None}))
     figure.legend(*exponents.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     panel_labels(axes)
     return figure

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from papers.topk_scaling.scaling_figures import decade_ticks, floats, plain_ticks, power, shades
+from papers.topk_scaling.scaling_figures import decade_ticks, fixed_ticks, power, shades
 from papers.topk_scaling.scaling_fits import Slope, fit_slope
 from papers.topk_scaling.tables import rows
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
+from shared.figures.fronts import floats
 from shared.figures.style import PALETTE, panel_labels, subplots
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def draw(data: Mapping[str, Any]) -> Canvas:
         middle = np.exp(np.nanmean(np.log(lr))), np.exp(np.log(n[np.isfinite(lr)]).mean())
         law = middle[0] * (n / middle[1]) ** data["paper"]
         best.plot(n, law, "--", color="0.4", label=f"paper, {power('n', data['paper'])}")
-    plain_ticks(best.xaxis, data["n"])
+    fixed_ticks(best.xaxis, data["n"])
     decade_ticks(best.yaxis, (1, 2, 3, 5, 7))
     figure.legend(*best.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     panel_labels(axes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +11,6 @@ from shared.figures.style import SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
-
-
-def floats(values: Any) -> np.ndarray:
-    """Return numbers that were read from JSON, with nan for null."""
-    return np.array(values, dtype=float)
 
 
 def shades(count: int) -> list[str]:
@@ -27,7 +22,7 @@ def shades(count: int) -> list[str]:
     return [to_hex(mpl.colormaps[SEQUENTIAL](place)) for place in places]
 
 
-def plain_ticks(axis: Axis, ticks: Sequence[int | float]) -> None:
+def fixed_ticks(axis: Axis, ticks: Sequence[int | float]) -> None:
     """Label a log scale at `ticks`, with plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 

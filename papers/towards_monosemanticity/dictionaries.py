@@ -173,7 +173,7 @@ def run(config: Parameters, run: Run) -> Arrays:
     """Train all dictionaries, sweeps side by side, the longest first; return their histories."""
     histories = side_by_side(
         {sweep: partial(train_sweep, sweep, config, run) for sweep in sweeps(config)},
-        workers(run.device, config.steps),
+        workers(run.device, config.steps * len(config.dictionaries)),
     )
     write_json(
         _settings_path(run.folder),

@@ -97,7 +97,7 @@ def load_contexts(path: Path) -> Contexts:
     """Read contexts and check their hash.
 
     Raises:
-        UserError: the file is missing, truncated, or not what was written.
+        UserError: the file is missing, truncated, not what was written, or without a context.
     """
     again = "build it again with: dvc repro shared/dvc.yaml"
     if not path.exists():
@@ -112,7 +112,32 @@ def load_contexts(path: Path) -> Contexts:
         raise UserError(f"{path} cannot be read ({error}): {again}") from None
     if digest(contexts) != about.get("sha256"):
         raise UserError(f"{path} does not match its hash: {again}")
+    if not len(contexts):
+        raise UserError(f"{path} holds no text: build the corpus with more of it")
     return contexts
+
+
+def shortened(contexts: Contexts, length: int) -> Contexts:
+    """Cut contexts into shorter ones, each with what stands at position 0 in front of its tokens.
+
+    What is left of a context at its end is dropped.
+
+    Raises:
+        UserError: the contexts are shorter than that.
+    """
+    inside, body = contexts.tokens.shape[1] - 1, length - 1
+    if inside < body:
+        raise UserError(
+            f"contexts have {inside + 1} tokens, and {length} are needed: build the corpus with "
+            f"longer ones, or ask for fewer"
+        )
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        pieces = array[:, 1 : 1 + inside // body * body].reshape(-1, body)
+        first = array[:, :1].repeat(inside // body, axis=0)
+        return np.concatenate([first, pieces], axis=1)
+
+    return Contexts(cut(contexts.tokens), cut(contexts.labels), cut(contexts.documents))
 
 
 def shard_record(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.corpus.documents import Document
-from shared.corpus.shards import Contexts, corpus_folder, load_contexts
+from shared.corpus.shards import Contexts, corpus_folder, load_contexts, shortened
 from shared.corpus.sources import LocalText, tokenize
 from shared.corpus.tokenizer import END_OF_TEXT
 from shared.errors import UserError
@@ -24,25 +24,6 @@ LENGTH = 256
 HELD_OUT = 0.05
 """Share at the end of a text without splits that training leaves out."""
 SHARD = ".safetensors"
-
-
-def shortened(contexts: Contexts, length: int) -> Contexts:
-    """Cut contexts into shorter ones, each with what stands at position 0 in front of its tokens.
-
-    What is left of a context at its end is dropped.
-
-    Raises:
-        UserError: the contexts are shorter than that.
-    """
-    inside, body = contexts.tokens.shape[1] - 1, length - 1
-    if inside < body:
-        raise UserError(f"contexts have {inside + 1} tokens, less than {length}: ask for fewer")
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        pieces = array[:, 1 : 1 + inside // body * body].reshape(-1, body)
-        return np.concatenate([array[:, :1].repeat(inside // body, axis=0), pieces], axis=1)
-
-    return Contexts(cut(contexts.tokens), cut(contexts.labels), cut(contexts.documents))
 
 
 def contexts_of(

@@ -168,28 +168,42 @@ class JumpReLU(Architecture):
         self.log_threshold[features] = math.log(self.config.threshold)
 
     def export(self) -> Exported:
-        """Return the architecture "jumprelu" of SAELens, which takes activations as they are.
+        """Return the architecture "jumprelu" of SAELens, which takes activations as they are."""
+        theta = self.log_threshold.exp()
+        return exported(self.W_enc_T, self.b_enc, theta, self.W_dec, self.b_dec, self.scale)
 
-        Both biases, θ and with them f are divided by the scale.
-        """
-        config = {
-            "architecture": "jumprelu",
-            "d_in": self.config.d_in,
-            "d_sae": self.config.d_sae,
-            "dtype": "float32",
-            "device": "cpu",
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
-        }
-        tensors = {
-            "W_enc": self.W_enc_T.T.contiguous(),
-            "b_enc": self.b_enc / self.scale,
-            "threshold": self.log_threshold.exp() / self.scale,
-            "W_dec": self.W_dec,
-            "b_dec": self.b_dec / self.scale,
-        }
-        return Exported(config, {name: t.cpu().clone() for name, t in tensors.items()})
+
+def exported(
+    W_enc_T: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    threshold: Float[Tensor, " d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    b_dec: Float[Tensor, " d_in"],
+    scale: Float[Tensor, ""],
+) -> Exported:
+    """Return SAELens' "jumprelu" of weights that are for inputs times `scale`.
+
+    Both biases, θ and with them f are divided by the scale.
+    """
+    d_sae, d_in = W_dec.shape
+    config = {
+        "architecture": "jumprelu",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    tensors = {
+        "W_enc": W_enc_T.T.contiguous(),
+        "b_enc": b_enc / scale,
+        "threshold": threshold / scale,
+        "W_dec": W_dec,
+        "b_dec": b_dec / scale,
+    }
+    return Exported(config, {name: t.cpu().clone() for name, t in tensors.items()})
 
 
 class JumpReLUWeights(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.saes.architecture import Architecture, Exported, Measured, SaeConfig
 from shared.saes.codes import Codes, codes_of
 from shared.saes.geometric_median import geometric_median
+from shared.saes.jumprelu import exported
 from shared.saes.unit_decoder import random_directions, remove_parallel, restart, scale_to_unit
 
 
@@ -153,25 +154,6 @@ class ProLU(Architecture):
         self.b_enc[features] = 0
 
     def export(self) -> Exported:
-        """Return the architecture "jumprelu" of SAELens, which takes activations as they are.
-
-        The threshold is max(−b_enc, 0). It, b_dec and with them f are divided by the scale.
-        """
-        config = {
-            "architecture": "jumprelu",
-            "d_in": self.config.d_in,
-            "d_sae": self.config.d_sae,
-            "dtype": "float32",
-            "device": "cpu",
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
-        }
-        tensors = {
-            "W_enc": self.W_enc_T.T.contiguous(),
-            "b_enc": torch.zeros(self.config.d_sae),
-            "threshold": self._threshold() / self.scale,
-            "W_dec": self.W_dec,
-            "b_dec": self.b_dec / self.scale,
-        }
-        return Exported(config, {name: t.cpu().clone() for name, t in tensors.items()})
+        """Return the architecture "jumprelu" of SAELens, whose threshold is max(−b_enc, 0)."""
+        threshold, none = self._threshold(), torch.zeros_like(self.b_enc)
+        return exported(self.W_enc_T, none, threshold, self.W_dec, self.b_dec, self.scale)

@@ -271,10 +271,17 @@ def test_experiments_that_train_at_once_give_the_same_arrays(tmp_path):
             np.testing.assert_array_equal(one_by_one[key], at_once[key])
 
 
-def test_experiments_that_need_each_other_do_not_train_at_once(tmp_path):
-    paper = Paper("gated_sae", ("scores", "pareto"), tmp_path)
-    with pytest.raises(UserError, match="pareto needs scores first"):
-        stages.train_all(paper, ("scores", "pareto"), "smoke", 0, at_once=True)
+def test_of_experiments_that_train_at_once_those_that_need_others_wait(tmp_path, monkeypatch):
+    parts = []
+    monkeypatch.setattr(stages, "side_by_side", lambda jobs, processes: parts.append(list(jobs)))
+    names = ("pareto", "scores", "rating_statistics", "autoencoders", "site_autoencoders")
+    paper = Paper("gated_sae", names, tmp_path)
+    stages.train_all(paper, names, "smoke", 0, at_once=True)
+    assert parts == [
+        ["autoencoders", "site_autoencoders"],
+        ["scores"],
+        ["pareto", "rating_statistics"],
+    ]
 
 
 def test_rounding_to_significant_digits():

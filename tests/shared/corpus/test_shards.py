@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from shared.corpus.shards import digest, load_contexts, pack, save_contexts, shard_record
+from shared.corpus.shards import (
+    Contexts,
+    digest,
+    load_contexts,
+    pack,
+    save_contexts,
+    shard_record,
+    shortened,
+)
 from shared.errors import UserError
 
 ENCODED = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
@@ -61,3 +69,47 @@ def test_the_same_shard_is_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         save_contexts(tmp_path / name, contexts(), {"split": "train", "tokens": 15, "rates": {}})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_shard_without_text_is_an_error_that_says_so(tmp_path):
+    path = tmp_path / "validation.safetensors"
+    save_contexts(path, contexts().select(slice(0, 0)), {})
+    with pytest.raises(UserError, match=r"validation\.safetensors holds no text"):
+        load_contexts(path)
+
+
+def numbered(length=10):
+    """Two contexts of rising tokens, with labels and documents that follow from the token."""
+    tokens = np.arange(1, 1 + 2 * length, dtype=np.uint16).reshape(2, length)
+    tokens[:, 0] = 0
+    documents = (tokens // 4).astype(np.int32)
+    documents[:, 0] = -1
+    return Contexts(tokens, (tokens % 3).astype(np.uint8), documents)
+
+
+def test_every_piece_starts_with_end_of_text_and_tokens_keep_their_order_and_labels():
+    short = shortened(numbered(), 4)
+    assert short.tokens.tolist() == [
+        [0, 2, 3, 4],
+        [0, 5, 6, 7],
+        [0, 8, 9, 10],
+        [0, 12, 13, 14],
+        [0, 15, 16, 17],
+        [0, 18, 19, 20],
+    ]
+    np.testing.assert_array_equal(short.labels[:, 1:], short.tokens[:, 1:] % 3)
+    np.testing.assert_array_equal(short.documents[:, 1:], short.tokens[:, 1:] // 4)
+    assert (short.documents[:, 0] == -1).all()
+
+
+def test_what_is_left_at_the_end_is_dropped_and_the_whole_length_changes_nothing():
+    assert shortened(numbered(), 8).tokens.tolist() == [
+        [0, *range(2, 9)],
+        [0, *range(12, 19)],
+    ]
+    np.testing.assert_array_equal(shortened(numbered(), 10).tokens, numbered().tokens)
+
+
+def test_contexts_that_are_too_short():
+    with pytest.raises(UserError, match="have 10 tokens, and 11 are needed"):
+        shortened(numbered(), 11)

@@ -6,7 +6,7 @@ import pytest
 from shared.corpus.shards import Contexts, pack, save_contexts
 from shared.errors import UserError
 from shared.features import text as text_module
-from shared.features.text import HELD_OUT, contexts_of, divided, shortened
+from shared.features.text import HELD_OUT, contexts_of, divided
 
 
 @pytest.fixture
@@ -17,16 +17,6 @@ def model(tiny):
 def numbered(contexts, length=9):
     """Contexts whose tokens are 1, 2, 3 … after the 0 in front of each."""
     return pack([list(range(1, contexts * (length - 1) + 1))], [0], length)
-
-
-def test_shortened_contexts_have_the_same_tokens_in_order():
-    cut = shortened(numbered(4), 3)
-    assert cut.tokens.tolist()[:3] == [[0, 1, 2], [0, 3, 4], [0, 5, 6]]
-    assert len(cut) == 16
-    assert shortened(numbered(4), 9).tokens.tolist() == numbered(4).tokens.tolist()
-    assert shortened(numbered(4), 6).tokens.tolist()[1] == [0, 9, 10, 11, 12, 13]
-    with pytest.raises(UserError, match="less than 10"):
-        shortened(numbered(4), 10)
 
 
 def test_a_file_and_a_folder_are_cut_by_the_models_tokenizer(model, tmp_path):

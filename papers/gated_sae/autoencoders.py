@@ -27,8 +27,10 @@ from shared.training.engine import Job
 
 FROZEN = "baseline_equal"  # what rescale-and-shift starts from
 FAMILIES = {
-    "gated": ("gated", "gated_unfrozen", "gated_no_r_mag", "gated_untied"),
-    "plain": ("baseline", FROZEN, "jumprelu", "topk"),
+    "baselines": ("baseline", FROZEN),  # the longest first
+    "gated": ("gated", "gated_unfrozen"),
+    "variants": ("gated_no_r_mag", "gated_untied"),
+    "thresholds": ("jumprelu", "topk"),
 }
 """What trains together, in a process of its own; "sae_lens" is a family too."""
 
@@ -123,7 +125,7 @@ def train_family(family: str, place: int, config: Parameters, run: Run) -> Array
 
 def run(config: Parameters, run: Run) -> Arrays:
     """Train all autoencoders, families and seeds side by side; return a table of them."""
-    chosen = [("sae_lens", 0)] if config.sae_lens else []  # the longest first
+    chosen = [("sae_lens", 0)] if config.sae_lens else []
     chosen += [(family, place) for family in FAMILIES for place in range(config.seeds)]
     tables = side_by_side(
         {key: partial(train_family, *key, config, run) for key in chosen},

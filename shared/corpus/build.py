@@ -53,7 +53,8 @@ def written(config: CorpusConfig) -> list[Document]:
         *(packages.source(package) for package in config.source),
     )
     files: dict[str, list[Document]] = {}
-    with progress("corpus: packages", len(config.docstrings) + len(config.source)) as advance:
+    parts = 2 * len(config.docstrings) + len(config.source)
+    with progress("corpus: packages", parts) as advance:
         package = None
         for piece in remove_near_duplicates(pieces):
             files.setdefault(piece.origin, []).append(piece)

@@ -56,7 +56,7 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("paper", PAPERS, ids=PAPERS)
+@nox.parametrize("paper", [*PAPERS, "tutorials"], ids=[*PAPERS, "tutorials"])
 def check(session: nox.Session, paper: str) -> None:
     """Hold a paper's committed results against its claims: nox -s "check(toy_superposition)"."""
     install(session)
@@ -102,6 +102,21 @@ def random_gpt2(session: nox.Session) -> None:
         for paper in PAPERS:
             if re.search("(?m)^gpt2:", Path("papers", paper, "params.yaml").read_text("utf-8")):
                 session.run("dvc", "repro", f"papers/{paper}/dvc.yaml", env=hub)
+
+
+@nox.session(default=False)
+def tutorials(session: nox.Session) -> None:
+    """Run the tutorial on bundled models, keep its figures, and check its numbers (minutes).
+
+    `nox -s tutorials -- gpt2` runs the one on GPT-2 small, which needs the Hugging Face hub.
+    """
+    install(session, "repro")
+    if "gpt2" in session.posargs:
+        session.run("python", "-m", "tutorials.published_sae")
+        return
+    session.run("dvc", "repro", "shared/dvc.yaml:corpus@embedded")
+    session.run("python", "-m", "tutorials.read_and_steer")
+    session.run("sae", "check", "tutorials")
 
 
 @nox.session(default=False)

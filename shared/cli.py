@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from shared.claims import report
 from shared.claims.checker import Verdict, check_paper, gating_failures
-from shared.claims.schema import known_papers, load_claims, resolve_profile
+from shared.claims.schema import known_papers, load_claims, paper_folder, resolve_profile
 from shared.console import console
 from shared.errors import UserError
 from shared.features.commands import register
@@ -107,7 +107,7 @@ def readme(
     """
     changes = {}
     for paper in _chosen(papers):
-        path = ROOT / "papers" / paper / "README.md"
+        path = paper_folder(paper, ROOT) / "README.md"
         old, new = _renewed(path, check_paper(paper, root=ROOT))
         if new != old:
             changes[path] = new

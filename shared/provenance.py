@@ -16,7 +16,13 @@ from shared.files import ROOT
 
 PACKAGES = ("torch", "numpy", "scipy", "matplotlib", "seaborn", "sae-lens", "transformer-lens")
 # What decides a result. Results, locks and prose change while a pipeline runs and do not count.
-CODE = ("shared/**/*.py", "papers/**/*.py", "papers/**/params.yaml", "constraints.txt")
+CODE = (
+    "shared/**/*.py",
+    "papers/**/*.py",
+    "papers/**/params.yaml",
+    "tutorials/*.py",
+    "constraints.txt",
+)
 
 
 def code_state(root: Path = ROOT) -> tuple[str, bool]:

@@ -231,9 +231,11 @@ def check_paper(
         raise UserError(f"{paper} has no claims for profile '{profile}'")
     path = (results or root / "results") / paper / profile / "metrics.json"
     if not path.is_file():
-        file = f"papers/{paper}/dvc.yaml"
-        switch = f"dvc exp run -S papers/{paper}/params.yaml:profile={profile} {file}"
-        command = f"dvc repro {file}" if profile == default else switch
+        folder = paper_folder(paper, root).relative_to(root)
+        switch = f"dvc exp run -S {folder}/params.yaml:profile={profile} {folder}/dvc.yaml"
+        command = f"dvc repro {folder}/dvc.yaml" if profile == default else switch
+        if paper == "tutorials":
+            command = "nox -s tutorials"
         raise UserError(f"{paper} has no results for profile '{profile}'; run `{command}`")
     metrics = _read_metrics(path)
     return [judge(claim, metrics, paper, profile) for claim in chosen]

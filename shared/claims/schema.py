@@ -310,21 +310,31 @@ def _read_yaml(path: Path, root: Path) -> tuple[yaml.Node | None, Any]:
         raise UserError(f"{name}: malformed YAML: {' '.join(str(error).split())}") from error
 
 
+def _folders(root: Path) -> dict[str, Path]:
+    """The folders that hold a claims.yaml, by name: of `papers/`, and `tutorials/` after them."""
+    return {
+        path.parent.name: path.parent
+        for pattern in ("papers/*/claims.yaml", "tutorials/claims.yaml")
+        for path in sorted(root.glob(pattern))
+    }
+
+
 def known_papers(root: Path = ROOT) -> list[str]:
-    """The papers, by name: the folders of `papers/` that hold a claims.yaml."""
-    return sorted(path.parent.name for path in (root / "papers").glob("*/claims.yaml"))
+    """The papers, by name, and "tutorials", whose results are checked and shown like theirs."""
+    return list(_folders(root))
 
 
-def _paper_folder(paper: str, root: Path) -> Path:
-    known = known_papers(root)
+def paper_folder(paper: str, root: Path = ROOT) -> Path:
+    """The folder of a paper, or of the tutorials. Raises UserError, naming the known ones."""
+    known = _folders(root)
     if paper not in known:
         raise UserError(f"unknown paper '{paper}'; known papers: {', '.join(known) or 'none'}")
-    return root / "papers" / paper
+    return known[paper]
 
 
 def _read_profiles(paper: str, root: Path) -> tuple[str, list[str]]:
     """The default profile of a paper and all of them, in the order of params.yaml."""
-    path = _paper_folder(paper, root) / "params.yaml"
+    path = paper_folder(paper, root) / "params.yaml"
     _, params = _read_yaml(path, root)
     blocks = params if isinstance(params, dict) else {}
     known = [str(name) for name, block in blocks.items() if isinstance(block, dict)]
@@ -404,7 +414,7 @@ def load_claims(paper: str, root: Path = ROOT) -> list[Claim]:
     the schema, an id used twice or a profile that params.yaml does not have; and for an unknown
     paper.
     """
-    path = _paper_folder(paper, root) / "claims.yaml"
+    path = paper_folder(paper, root) / "claims.yaml"
     name = path.relative_to(root)
     node, entries = _read_yaml(path, root)
     if node is None or not isinstance(entries, list):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.claims.schema import known_papers, resolve_profile
+from shared.claims.schema import known_papers, paper_folder, resolve_profile
 from shared.errors import UserError
 from shared.files import ROOT, read_json
 
@@ -23,7 +23,7 @@ _SPECIAL = str.maketrans(
 
 
 class Publication(BaseModel):
-    """What `papers/<paper>/paper.yaml` says of the original paper."""
+    """What `paper.yaml` says of the original paper; the tutorials have no address and no BibTeX."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,14 +31,14 @@ class Publication(BaseModel):
     short: str
     authors: list[str]
     year: int
-    url: str
+    url: str | None = None
     arxiv: str | None = None
-    bibtex: str
+    bibtex: str | None = None
 
 
 def publication(paper: str, root: Path = ROOT) -> Publication:
     """Read a paper's `paper.yaml`. Raises UserError where it is missing or malformed."""
-    path = root / "papers" / paper / "paper.yaml"
+    path = paper_folder(paper, root) / "paper.yaml"
     name = path.relative_to(root)
     try:
         return Publication.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -75,7 +75,8 @@ def cite(figure: str, profile: str | None = None, root: Path = ROOT) -> str:
     document = read_json(paths[name])
     original = publication(paper, root)
     ours = _entry(f"{paper}:{name}:{profile}", document, original, profile, root)
-    return f"{original.bibtex.strip()}\n\n{ours}\n"
+    theirs = "" if original.bibtex is None else f"{original.bibtex.strip()}\n\n"
+    return f"{theirs}{ours}\n"
 
 
 def _entry(
@@ -84,12 +85,13 @@ def _entry(
     software = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     record = document["provenance"]
     changes = " with uncommitted changes" if record.get("dirty") else ""
+    regenerated = f"Regenerates {original.title}, {document['original']}"
     fields = {
         "title": f"{{{_escape(document['title'])}}}",
         "author": " and ".join(f"{{{_escape(author['name'])}}}" for author in software["authors"]),
         "howpublished": _escape(f"{software['title']}, version {software['version']}"),
         "note": _escape(
-            f"Regenerates {original.title}, {document['original']}; "
+            f"{original.title if original.bibtex is None else regenerated}; "
             f"profile {profile}; commit {record.get('commit', 'unknown')}{changes}"
         ),
     }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shared.features.ablate import Ablation, Owed, Shift
 
-EXAMPLE = 'sae ablate "import numpy as" --feature 31 --feature 5:2'
+EXAMPLE = 'sae ablate "import numpy as" --feature 327 --feature 1219:2'
 
 
 def ablate(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shared.features.logits import Promoted
     from shared.features.steer import Steering
 
-EXAMPLE = 'sae algebra "12 - 7 + 0.5*40" --steer "Once upon a time"'
+EXAMPLE = 'sae algebra "327 - 1125 + 0.5*761" --steer "The function returns"'
 
 
 def algebra(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from shared.features.examples import Example, Portrait, Specificity
 
-EXAMPLE = "sae examples 17 --pages build/features"
+EXAMPLE = "sae examples 761 327 --pages build/features"
 FIRE = "bold reverse"
 
 

@@ -23,7 +23,7 @@ from shared.files import ROOT
 if TYPE_CHECKING:
     from shared.features.explain import Explanation
 
-EXAMPLE = "sae explain 17 23"
+EXAMPLE = "sae explain 761 327"
 ANSWERS = ROOT / "artifacts" / "shared" / "answers"
 
 

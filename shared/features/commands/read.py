@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shared.features.read import About, Quality, Reading, ReadToken
 
-EXAMPLE = 'sae read "The cat sat on the mat."'
+EXAMPLE = 'sae read "import numpy as np"'
 UNKNOWN = "–"
 
 

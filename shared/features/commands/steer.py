@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from shared.features.steer import Steering, Sweep
 
-EXAMPLE = 'sae steer "The value of" --feature 31 --feature 5:8 --mode add'
+EXAMPLE = 'sae steer "The function returns" --feature 761 --feature 327:4 --mode add'
 
 
 def steer(

@@ -346,3 +346,10 @@ def test_nan_in_the_file_is_missing(tmp_path: Path) -> None:
     write(tmp_path, [claim({"min": 0})], '{"m": NaN}')
     (result,) = check_paper("toy", root=tmp_path)
     assert (result.status, result.measured) == ("missing", None)
+
+
+def test_no_results_of_the_tutorials_name_their_session(tmp_path: Path) -> None:
+    write(tmp_path, [claim({"min": 0})], None)
+    (tmp_path / "papers" / "toy").rename(tmp_path / "tutorials")
+    with pytest.raises(UserError, match="run `nox -s tutorials`"):
+        check_paper("tutorials", root=tmp_path)

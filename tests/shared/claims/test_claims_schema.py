@@ -1,5 +1,6 @@
 """The schema of claims.yaml: what it accepts, and the one line that it refuses with."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shared.claims.schema import (
     known_papers,
     load_claims,
     number_text,
+    paper_folder,
     resolve_profile,
     values_text,
 )
@@ -263,6 +265,13 @@ def test_papers_are_the_folders_with_claims(root: Path) -> None:
     for name in ("draft", "../papers/toy", ""):
         with pytest.raises(UserError, match=r"unknown paper .*; known papers: toy"):
             load_claims(name, root)
+
+
+def test_the_tutorials_stand_behind_the_papers(root: Path) -> None:
+    shutil.copytree(root / "papers/toy", root / "tutorials")
+    assert known_papers(root) == ["toy", "tutorials"]
+    assert paper_folder("tutorials", root) == root / "tutorials"
+    assert load_claims("tutorials", root) == load_claims("toy", root)
 
 
 def test_without_papers_the_message_says_so(tmp_path: Path) -> None:

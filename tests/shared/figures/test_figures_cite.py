@@ -167,3 +167,12 @@ def test_citing_and_the_gallery_load_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (out.stdout, out.stderr) == ("set()\n", "")
+
+
+def test_what_is_of_no_paper_cites_ours_alone(make_site):
+    site = make_site(("gated_sae", "embedded"))
+    about = {"title": "Reading features", "short": "Tutorials", "authors": ["Us"], "year": 2026}
+    (site / "papers/gated_sae/paper.yaml").write_text(yaml.safe_dump(about))
+    ((kind, _, fields),) = parse(cite("gated_sae/pareto", root=site))
+    assert kind == "misc"
+    assert fields["note"].startswith("Reading features; profile embedded; commit ")

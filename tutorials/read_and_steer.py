@@ -109,16 +109,20 @@ print(f"\n{PROMPT!r} goes on\n  without: {texts.before[0]!r}\n  with:    {texts.
 # whether a label found by statistics predicts it elsewhere. `sae examples 761` makes a page of
 # this; `sae explain 761` finds and scores the label.
 
-(portrait,) = portraits(dictionary, half(score, "arabic", 200), [arabic], Panels(top=5))
+(portrait,) = portraits(dictionary, half(score, "arabic", 200), [arabic], Panels(top=3))
 (explanation,) = explain(dictionary, [arabic])
-print(f"\nfeature {arabic} fires on {portrait.density:.2%} of tokens, strongest on")
-for example in portrait.top[:3]:
+print(f"\nfeature {arabic} is strongest on")
+for example in portrait.top:
     print(f"  {''.join(example.tokens)!r}")
-if explanation.detection is not None:
-    accuracy = explanation.detection
+
+# A feature is also a little active where it should not be. "Active" in the accuracy is any
+# activation above zero, "strong" more than half of the greatest.
+detection = explanation.detection
+if detection is not None:
     print(
-        f"label {explanation.label!r}: tells active from other windows of held-out text with "
-        f"accuracy {accuracy.accuracy:.2f} [{accuracy.low:.2f}, {accuracy.high:.2f}], chance 0.5"
+        f"label {explanation.label!r} tells windows of 32 tokens where it is active from others "
+        f"with accuracy {detection.accuracy:.2f} [{detection.low:.2f}, {detection.high:.2f}] "
+        f"(chance 0.5); it finds {detection.strong_recall:.0%} of those where it is strong"
     )
 
 # %% 6. Which features is a prediction due to? The true answer is to remove each and see. It costs a
@@ -216,7 +220,7 @@ record.finish(
         },
         "attribution": {"rank_correlation": agreement},
         "patching": {"all_features": patching.everywhere.denoising[0]},
-        "label": {"low": explanation.detection.low if explanation.detection else float("nan")},
+        "label": {"strong_recall": detection.strong_recall if detection else float("nan")},
         "faithfulness": faithfulness,
     }
 )

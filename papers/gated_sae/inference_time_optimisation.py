@@ -248,7 +248,7 @@ def draw_dictionaries(data: Mapping[str, Any]) -> Canvas:
     for place, (panel, target) in enumerate(zip(axes[0], targets, strict=True)):
         for method, one in data["methods"].items():
             draw_by_penalty(panel, method, one["penalty"], one["own_l0"], one["recovered"][place])
-        l0_axis(panel)
+        l0_axis(panel, (1,))
         panel.set(title=f"target L0 {target}", xlabel="L0 of the encoder")
     axes[0, 0].set(ylabel="loss recovered with pursuit")
     for method in data["methods"]:

@@ -23,7 +23,6 @@ NAMES = (
     "compare",
     "evaluate",
     "train",
-    "sweep",
 )
 
 

@@ -126,7 +126,8 @@ def train_family(family: str, place: int, config: Parameters, run: Run) -> Array
 def run(config: Parameters, run: Run) -> Arrays:
     """Train all autoencoders, families and seeds side by side; return a table of them."""
     chosen = [("sae_lens", 0)] if config.sae_lens else []
-    chosen += [(family, place) for family in FAMILIES for place in range(config.seeds)]
+    families = [name for name, methods in FAMILIES.items() if config.methods.keys() & methods]
+    chosen += [(family, place) for family in families for place in range(config.seeds)]
     tables = side_by_side(
         {key: partial(train_family, *key, config, run) for key in chosen},
         workers(run.device, config.steps * len(chosen)),

@@ -27,6 +27,7 @@ from shared.claims.schema import (
     is_finite,
     load_claims,
     number_text,
+    paper_folder,
     resolve_profile,
 )
 from shared.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from shared.claims.schema import known_papers, paper_folder, resolve_profile
 from shared.errors import UserError
@@ -34,6 +34,12 @@ class Publication(BaseModel):
     url: str | None = None
     arxiv: str | None = None
     bibtex: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Publication:
+        if (self.url is None) != (self.bibtex is None):
+            raise ValueError("`url` and `bibtex` belong together")
+        return self
 
 
 def publication(paper: str, root: Path = ROOT) -> Publication:

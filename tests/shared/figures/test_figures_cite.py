@@ -125,7 +125,7 @@ def test_an_unfinished_file_is_no_figure(make_site):
         (None, "papers/gated_sae/paper.yaml is missing"),
         ("title: [", "papers/gated_sae/paper.yaml: while parsing"),
         ("- title", "papers/gated_sae/paper.yaml: content: "),
-        ("{title: a, short: a, authors: [b], year: 2024, url: u}", "paper.yaml: bibtex: field req"),
+        ("{title: a, short: a, authors: [b], year: 2024, url: u}", "`url` and `bibtex` belong"),
         ("{title: a, short: a, authors: [b], year: x, url: u, bibtex: c}", "paper.yaml: year: "),
     ],
 )

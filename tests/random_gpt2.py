@@ -1,32 +1,35 @@
 """Make a clone of this repository run profile gpt2 in minutes, on a GPT-2 small of random weights.
 
     python tests/random_gpt2.py
+    python tests/hub_server.py build/hub dvc repro papers/gated_sae/dvc.yaml
 
-The folder that it runs in then has a hub's cache with a "gpt2" (HF_HUB_CACHE=build/hub), a little
-text in place of the hub's, and params.yaml files with the profile gpt2 made small. All that is cut
-is steps, contexts, latents, and how many autoencoders are trained: stages, sites and widths are the
-profile's. Weights are random, so that the results mean nothing: that there are any shows that the
-profile runs. `nox -s random_gpt2` does all of it, in a clone of its own.
+The folder that it runs in then has in build/hub what a hub holds under the names that the profile
+asks for (a model, text, released autoencoders), and params.yaml files with the profile made small.
+All that is cut is steps, contexts, latents, and how many autoencoders are trained: stages, sites,
+widths and what is fetched are the profile's. Weights are random, so that the results mean nothing:
+that there are any shows that the profile runs. `nox -s hub` does all of it, in a clone of its own.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
+from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
+from sae_lens.saes.sae import SAEMetadata
 from transformers import GPT2Config, GPT2LMHeadModel
 
 FEWER_LATENTS, FEWER_ACTIVE, FEWER_VECTORS = 64, 16, 64
-OWN = (
-    "artifacts/topk_scaling/gpt2/autoencoders/grid_topk_plain_blocks.8.resid_post_n64_p0_lr0_b64_s0"
-)
-"""One that the profile trains, in place of those of the hub."""
+LATENTS = {"32k": 32768, "128k": 131072}
+"""Latents of the released autoencoders, by the end of their release's name."""
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "gated_sae": {
         "autoencoders": {"steps": 8, "rescaled_steps": 2, "sae_lens": [1], "sae_lens_path": [1]}
@@ -50,7 +53,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "refinement": {"contexts": 2, "vectors": 4},
         "progressive_codes": {"contexts": 2},
         "test_time_selection": {"contexts": 2},
-        "released_autoencoders": {"contexts": 2, "autoencoders": {"own": {"folder": OWN}}},
+        "released_autoencoders": {"contexts": 2},
     },
 }
 """What makes an experiment small, beside `divided`."""
@@ -81,18 +84,11 @@ def divided(key: str, value: Any) -> Any:
     return value
 
 
-def write_model(cache: Path) -> None:
-    """Write a random GPT-2 small to where huggingface_hub looks for "gpt2".
-
-    Its tokenizer is that of the bundled models, whose tokens are fewer.
-    """
-    repository = cache / "models--gpt2"
-    snapshot = repository / "snapshots" / ("0" * 40)
+def write_model(folder: Path) -> None:
+    """Write a random GPT-2 small, with the tokenizer of the bundled models, of fewer tokens."""
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(snapshot)
-    shutil.copy("shared/language_models/bundled/tokenizer.json", snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+    shutil.copy("shared/language_models/bundled/tokenizer.json", folder)
 
 
 def write_text(folder: Path) -> None:
@@ -100,8 +96,23 @@ def write_text(folder: Path) -> None:
     folder.mkdir(parents=True)
     paths = sorted(Path("papers").glob("*/README.md"))
     rows = [row for path in paths for row in path.read_text(encoding="utf-8").split("\n\n")]
-    lines = "".join(json.dumps({"text": row[:250]}) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    table = pa.table({"text": [row[:250] for row in rows]})
+    pq.write_table(table, folder / "train-00000-of-00001.parquet")
+
+
+def write_release(hub: Path, release: str, identifier: str) -> None:
+    """Write a random TopK autoencoder of a release's width to where SAELens looks for it."""
+    repository, folder = get_repo_id_and_folder_name(release, identifier)
+    metadata = SAEMetadata(model_name="gpt2-small", hook_name=identifier)
+    config = TopKSAEConfig(
+        d_in=768,
+        d_sae=LATENTS[release.rpartition("-")[2]],
+        k=32,
+        normalize_activations="layer_norm",
+        metadata=metadata,
+    )
+    torch.manual_seed(0)
+    TopKSAE(config).save_model(hub / repository / folder)
 
 
 def small(paper: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,18 +131,19 @@ def main() -> None:
     build = Path("build")
     if build.exists():
         sys.exit(f"{build.resolve()} exists: run this in a fresh clone, whose files it overwrites")
-    write_model(build / "hub")
-    write_text(build / "text")
-    for path in (
-        Path("shared", "hub", "params.yaml"),
-        *sorted(Path("papers").glob("*/params.yaml")),
-    ):
+    hub = build / "hub"
+    write_model(hub / "gpt2")
+    corpus = yaml.safe_load(Path("shared", "hub", "params.yaml").read_text(encoding="utf-8"))
+    write_text(hub / "datasets" / corpus["gpt2"]["corpus"]["text"] / "data")
+    for path in sorted(Path("papers").glob("*/params.yaml")):
         params = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if path.parent.name == "hub":
-            params["gpt2"]["corpus"]["text"] = str(build / "text")
-        elif "gpt2" in params:
-            params |= {"profile": "gpt2", "gpt2": small(path.parent.name, params)}
+        if "gpt2" not in params:
+            continue
+        params |= {"profile": "gpt2", "gpt2": small(path.parent.name, params)}
         path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        released = params["gpt2"].get("released_autoencoders", {}).get("autoencoders", {})
+        for source in released.values():
+            write_release(hub, source["release"], source["id"])
 
 
 if __name__ == "__main__":

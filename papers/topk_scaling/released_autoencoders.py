@@ -26,6 +26,7 @@ from shared.activations.sites import Site, read, width
 from shared.errors import UserError
 from shared.experiment import Arrays, Config, Evaluation, Experiment, Figure, Run
 from shared.figures.style import PALETTE, panel_labels, subplots
+from shared.hub.releases import load_release
 from shared.language_models.load import LanguageModel, load
 from shared.metrics.downstream import Downstream
 from shared.metrics.reconstruction import Reconstruction
@@ -85,31 +86,6 @@ class Parameters(Config):
         Annotated[str, StringConstraints(pattern="^[a-z0-9_]+$")], Released | Saved
     ] = Field(default_factory=dict)
     """By the name that metrics and figure have for them."""
-
-
-def fetch(source: Released, device: str) -> SAE[Any]:
-    """Load a released autoencoder, from the hub or its cache.
-
-    Raises UserError where there is no such release, or the hub cannot be reached.
-    """
-    from httpx import HTTPError
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-    from sae_lens import SAE
-
-    try:
-        return SAE.from_pretrained(source.release, source.id, device=device)
-    except (HFValidationError, RepositoryNotFoundError, ValueError, KeyError) as error:
-        reason = f"SAELens finds no such release ({str(error).strip().splitlines()[0]})"
-        remedy = "correct `release` and `id` in params.yaml"
-    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled):
-        reason = "the Hugging Face hub cannot be reached"
-        remedy = "go online, set HF_HOME to a cache that holds it, or give a `folder` in its place"
-    raise UserError(f"no autoencoder {source.release} {source.id}: {reason}: {remedy}")
 
 
 def open_folder(folder: Path, device: str) -> SAE[Any]:
@@ -188,7 +164,7 @@ def train(config: Parameters, run: Run) -> Arrays:
         tokens = load_split(run.folder, "score").tokens[: config.contexts]
         for name, source in config.autoencoders.items():
             sae = (
-                fetch(source, run.device)
+                load_release(source.release, source.id, run.device)
                 if isinstance(source, Released)
                 else open_folder(source.folder, run.device)
             )

@@ -16,6 +16,7 @@ from shared.corpus.documents import LABELS, Document
 from shared.corpus.shards import Contexts, pack
 from shared.corpus.tokenizer import END_OF_TEXT, load_tokenizer
 from shared.errors import UserError
+from shared.hub.files import HubError, fetch
 from shared.progress import progress
 
 KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
@@ -30,6 +31,8 @@ def _documents(rows: Iterable[Any], field: str, origin: str) -> Iterator[Documen
             raise UserError(
                 f"{origin} has no field {field!r}: name one of {', '.join(sorted(row))}"
             )
+        if isinstance(row[field], list):
+            raise UserError(f"{field!r} of {origin} holds lists, not text: name a field of text")
         if row[field]:
             yield Document(str(row[field]), "text", f"{origin}:{number}")
 
@@ -112,34 +115,14 @@ def tokenizer_of(name: str) -> Tokenizer:
         inside = path / "tokenizer.json"
         path = inside if inside.exists() else path.parent / "tokenizer.json"
     elif path.suffix != ".json":
-        path = _fetched(name)
+        try:
+            path = fetch(name, "tokenizer.json") / "tokenizer.json"
+        except HubError as error:
+            raise UserError(
+                f"no tokenizer {name!r} here, and {error}: give a tokenizer.json or a local folder "
+                f"with --tokenizer PATH, or go online (or set HF_HOME to a cache that holds it)"
+            ) from None
     return load_tokenizer(path)
-
-
-def _fetched(name: str) -> Path:
-    """Return the tokenizer.json of a model of the hub, from the cache or downloaded."""
-    from httpx import HTTPError
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(hf_hub_download(name, "tokenizer.json"))
-    except (LocalEntryNotFoundError, HTTPError, OfflineModeIsEnabled):
-        reason = "the Hugging Face hub cannot be reached"
-    except (HFValidationError, RepositoryNotFoundError):
-        reason = "the Hugging Face hub has no model of that name"
-    except EntryNotFoundError:
-        reason = "that model of the Hugging Face hub has no tokenizer.json"
-    raise UserError(
-        f"no tokenizer {name!r} here, and {reason}: give a tokenizer.json or a local folder with "
-        f"--tokenizer PATH, or go online (or set HF_HOME to a cache that holds it)"
-    )
 
 
 def tokenize(

@@ -15,6 +15,7 @@ from shared.activations.sites import Site, read, replaced_logits, width
 from shared.corpus.tokenizer import END_OF_TEXT
 from shared.errors import UserError
 from shared.files import read_json
+from shared.hub.releases import load_release
 from shared.language_models.load import LanguageModel, load
 from shared.saes.architecture import Exported
 from shared.saes.loading import TENSORS, WEIGHTS, AnyWeights, load_sae
@@ -168,7 +169,8 @@ def open_dictionary(
         about = _metadata(read_json(folder / CONFIG))
     elif ":" in sae:
         release, _, identifier = sae.partition(":")
-        weights, about = _released(release, identifier, device)
+        loaded = load_release(release, identifier, device)
+        weights, about = of_sae_lens(loaded), dict(vars(loaded.cfg.metadata))
     else:
         raise UserError(
             f"no autoencoder {sae!r}: choose a bundled one ({', '.join(bundled_names())}), give a "
@@ -216,23 +218,3 @@ def of_sae_lens(sae: SAE[Any]) -> AnyWeights | Normalised:
     exported = Exported({**config, "normalize_activations": "none"}, tensors)
     weights = WEIGHTS[kind](exported)
     return Normalised(weights) if scaling == "layer_norm" else weights
-
-
-def _released(
-    release: str, identifier: str, device: str
-) -> tuple[AnyWeights | Normalised, dict[str, Any]]:
-    from httpx import HTTPError
-    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-    from sae_lens import SAE
-
-    try:
-        sae: SAE[Any] = SAE.from_pretrained(release, identifier, device=device)
-    except (ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"SAELens has no {release} {identifier}: {reason}") from None
-    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled):
-        raise UserError(
-            f"{release} is not here, and the Hugging Face hub cannot be reached: go online, set "
-            f"HF_HOME to a cache that holds it, or give a local folder"
-        ) from None
-    return of_sae_lens(sae), dict(vars(sae.cfg.metadata))

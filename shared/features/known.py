@@ -16,6 +16,7 @@ from torch import Tensor
 from shared.errors import UserError
 from shared.features.dictionary import BUNDLED, Dictionary, bundled_names
 from shared.files import atomic, read_json, write_json
+from shared.hub.files import HubError, fetch
 
 DENSITY, LABELS = "sparsity.safetensors", "labels.json"
 LEAST = 1e-10
@@ -75,13 +76,10 @@ def _folder(dictionary: Dictionary) -> Path:
 
 def _released(release: str, identifier: str) -> Path | None:
     """Return the densities of a released autoencoder, from the cache or downloaded."""
-    from httpx import HTTPError
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
     from sae_lens.loading.pretrained_sae_loaders import get_repo_id_and_folder_name
 
     repository, folder = get_repo_id_and_folder_name(release, identifier)
     try:
-        return Path(hf_hub_download(repository, f"{folder}/{DENSITY}"))
-    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled):  # it has none, or is not reached
+        return fetch(repository, f"{folder}/{DENSITY}") / folder / DENSITY
+    except HubError:
         return None

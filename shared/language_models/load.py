@@ -23,6 +23,7 @@ from torch import Tensor
 from shared.corpus.tokenizer import load_tokenizer
 from shared.errors import UserError
 from shared.files import read_json
+from shared.hub.files import HubError, fetch
 
 if TYPE_CHECKING:  # they take seconds to import: only what loads a model does
     from transformer_lens.model_bridge import TransformerBridge
@@ -115,31 +116,15 @@ def load(name: str, device: str = "cpu") -> LanguageModel:
         return _from_folder(name, BUNDLED / name, device)
     if Path(name).is_dir():
         return _from_folder(name, Path(name), device)
-    return _from_folder(name, _fetch(name), device)
-
-
-def _fetch(name: str) -> Path:
-    """Return the folder of a model of the hub, from the cache or downloaded."""
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except (HFValidationError, RepositoryNotFoundError):
-        reason = "the Hugging Face hub has no model of that name"
-    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled):
-        reason = "the Hugging Face hub cannot be reached"
-    raise UserError(
-        f"no language model {name!r} here, and {reason}: choose a bundled one "
-        f"({', '.join(bundled_names()) or 'none built yet'}), give a local folder with --model "
-        f"PATH, or go online (or set HF_HOME to a cache that holds it)"
-    )
+        folder = fetch(name, *FILES)
+    except HubError as error:
+        raise UserError(
+            f"no language model {name!r} here, and {error}: choose a bundled one "
+            f"({', '.join(bundled_names()) or 'none built yet'}), give a local folder with --model "
+            f"PATH, or go online (or set HF_HOME to a cache that holds it)"
+        ) from None
+    return _from_folder(name, folder, device)
 
 
 @contextmanager

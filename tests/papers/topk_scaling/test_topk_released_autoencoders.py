@@ -161,7 +161,7 @@ def test_a_hub_out_of_reach_is_one_clear_line(made, monkeypatch):
     ("release", "sae"), [("no-such-release", "a"), ("gpt2-small-resid-post-v5-32k", "blocks.99")]
 )
 def test_an_unknown_release_is_refused_before_anything_is_fetched(made, release, sae):
-    with pytest.raises(UserError, match="SAELens finds no such release") as error:
+    with pytest.raises(UserError, match="SAELens has no ") as error:
         train(parameters(wrong={"release": release, "id": sae}), made)
     assert "\n" not in str(error.value)
 

@@ -10,6 +10,7 @@ from shared.activations.sites import Site
 from shared.corpus.tokenizer import save_tokenizer
 from shared.errors import UserError
 from shared.features.dictionary import Dictionary, bundled_names, of_sae_lens, open_dictionary
+from shared.hub import releases
 from shared.language_models.train import save_model
 from shared.saes.gated import GatedConfig
 from shared.saes.jumprelu import JumpReLUConfig
@@ -268,7 +269,8 @@ def test_a_release_that_cannot_be_fetched(monkeypatch):
         raise OfflineModeIsEnabled("offline")
 
     monkeypatch.setattr(SAE, "from_pretrained", fetch)
-    with pytest.raises(UserError, match=r"gpt2-small-res-jb is not here, and .* cannot be reached"):
+    monkeypatch.setattr(releases, "fetch", lambda *_: None)
+    with pytest.raises(UserError, match=r"gpt2-small-res-jb .* here, and .* cannot be reached"):
         open_dictionary("gpt2-small-res-jb:blocks.8.hook_resid_pre")
 
 
@@ -290,6 +292,7 @@ def test_a_release_is_opened_with_what_it_says_of_itself(monkeypatch, language_m
         return theirs
 
     monkeypatch.setattr(SAE, "from_pretrained", fetch)
+    monkeypatch.setattr(releases, "fetch", lambda *_: None)
     monkeypatch.setattr(dictionary_module, "MODELS", {"gpt2-small": language_model})
     found = open_dictionary("gpt2-small-res-jb:blocks.1.hook_resid_pre")
     assert asked == [("gpt2-small-res-jb", "blocks.1.hook_resid_pre")]

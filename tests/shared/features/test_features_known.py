@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import UserError
 from shared.features import known
+from shared.hub.files import HubError
 
 
 @pytest.fixture
@@ -59,26 +60,23 @@ def test_damaged_labels(at, tmp_path, content):
 
 
 def test_densities_of_a_release_are_fetched_where_there_are_some(tiny, tmp_path, monkeypatch):
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     released = replace(tiny(), name="gpt2-small-res-jb:blocks.1.hook_resid_pre")
-    known.save_density(tmp_path, torch.full((20,), 0.25))
+    known.save_density(tmp_path / "blocks.1.hook_resid_pre", torch.full((20,), 0.25))
     asked = []
 
     def fetch(*arguments):
         asked.append(arguments)
-        return str(tmp_path / "sparsity.safetensors")
+        return tmp_path
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(known, "fetch", fetch)
     torch.testing.assert_close(known.density(released), torch.full((20,), 0.25))
     ((repository, file),) = asked
     assert repository == "jbloom/GPT2-Small-SAEs-Reformatted"
     assert file == "blocks.1.hook_resid_pre/sparsity.safetensors"
 
     def miss(*_):
-        raise LocalEntryNotFoundError("offline")
+        raise HubError("offline")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", miss)
+    monkeypatch.setattr(known, "fetch", miss)
     assert known.density(released) is None
     assert known.labels(released) == {}

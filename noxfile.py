@@ -51,7 +51,7 @@ def repro(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests. Arguments go to pytest."""
-    install(session, "repro,tests")
+    install(session, "repro,tests,cluster")
     session.run("pytest", *session.posargs)
 
 
@@ -66,7 +66,7 @@ def check(session: nox.Session, paper: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style (ruff), types (mypy) and that the READMEs show the current verdicts."""
-    install(session, "repro,lint")
+    install(session, "repro,lint,cluster")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -118,6 +118,18 @@ def tutorials(session: nox.Session) -> None:
     session.run("dvc", "repro", "shared/dvc.yaml:corpus@embedded")
     session.run("python", "-m", "tutorials.read_and_steer")
     session.run("sae", "check", "tutorials")
+
+
+@nox.session(default=False)
+def cluster(session: nox.Session) -> None:
+    """Run a sweep on a Slurm of one node, started for it, and kill a task midway (minutes).
+
+    It must end with the bytes of a sweep in one process. Root gets Debian's munge and slurm-wlm
+    installed where they are missing.
+    """
+    install(session, "repro,cluster")
+    # The root of the checkout first: beside the script, tests/shared would be taken for shared.
+    session.run("python", "tests/slurm_cluster.py", env={"PYTHONPATH": "."})
 
 
 @nox.session(default=False)

@@ -23,6 +23,7 @@ NAMES = (
     "compare",
     "evaluate",
     "train",
+    "sweep",
 )
 
 

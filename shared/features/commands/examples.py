@@ -53,7 +53,7 @@ def examples(
     ] = "select",
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=1, help="About how many are read.")
-    ] = 50_000,
+    ] = 32_000,
     top: Annotated[int, typer.Option("--top", metavar="N", help="Strongest examples.")] = 10,
     quantiles: Annotated[
         int, typer.Option("--quantiles", metavar="N", help="Parts by strength, of 3 examples.")

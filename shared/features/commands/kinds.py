@@ -31,8 +31,9 @@ def kinds(
     ],
     contexts: Annotated[
         int, typer.Option(min=1, metavar="N", help="Of the corpus, to find the feature in.")
-    ] = 256,
-    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to add.")] = 32,
+    ] = 48,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to add.")] = 16,
+    prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Of each seed.")] = 6,
     seed: Annotated[int, typer.Option(metavar="N", help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds.")] = 3,
     figure: Annotated[
@@ -67,6 +68,7 @@ def kinds(
         load_contexts(folder / "score.safetensors"),
         Sampling(tokens, 1, seed),
         seeds=seeds,
+        prompts=prompts,
     )
     if figure:
         _save(found, figure, sae)

@@ -67,6 +67,8 @@ def plain_ticks(axis: Axis, ticks: Sequence[int] = (1, 2, 5)) -> None:
     """Label a log scale with plain numbers, at `ticks` times 10ⁿ."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    if axis.get_view_interval()[0] <= 0:  # of a linear scale, which a panel without data would keep
+        axis.set_view_interval(1, 10, ignore=True)
     axis.set_major_locator(LogLocator(subs=ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -6,27 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import yaml
+from cached_gpt2 import offline, write_model, write_shards
 from full_size import full_size_gpt2
-from tiny_tokenizer import tiny_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
-from typer.testing import CliRunner
+from tiny_tokenizer import WORDS
 
 from papers.gated_sae import autoencoders, site_autoencoders
 from papers.gated_sae.__main__ import EXPERIMENTS
-from shared.corpus import shards
-from shared.corpus.__main__ import app
 from shared.corpus.build import SPLITS
 from shared.corpus.shards import corpus_folder, load_contexts
-from shared.corpus.tokenizer import END_OF_TEXT, save_tokenizer
+from shared.corpus.tokenizer import END_OF_TEXT
 from shared.experiment import Run
 from shared.files import ROOT
 from shared.language_models.load import load
 from shared.stages import Paper, rounded
 
 PAPER = Paper("gated_sae", EXPERIMENTS)
-LENGTH, WIDTH, NEURONS = 16, 8, 32
+LENGTH = 16
 SMALL = {
     "autoencoders": {"latents": 128, "steps": 6, "batch": 16, "resample_inputs": 32, "seeds": 1}
     | {"rescaled_steps": 2, "sae_lens": [], "sae_lens_path": []},
@@ -56,29 +52,10 @@ def configuration(name):
 def root(tmp_path_factory):
     """The hub's cache with a "gpt2", and the token shards of the profile, made by the command."""
     root = tmp_path_factory.mktemp("gpt2_profile")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(shards, "ROOT", root)
-    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
-    repository = root / "hub" / "models--gpt2"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    save_tokenizer(tiny_tokenizer(), snapshot / "tokenizer.json")
-    shape = {"n_embd": WIDTH, "n_head": 2, "n_layer": 12, "n_positions": LENGTH}
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=262, **shape)).save_pretrained(snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    random = np.random.default_rng(0)
-    words = ["a", "cat", "and", "dog", "sat", "ran"]
-    (root / "text").mkdir()
-    (root / "text" / "rows.jsonl").write_text(
-        "".join(json.dumps({"text": " ".join(random.choice(words, 12))}) + "\n" for _ in range(400))
-    )
-    command = ["shards", str(root / "text"), "--tokenizer", "gpt2", "--length", str(LENGTH)]
-    result = CliRunner().invoke(app, [*command, "--into", str(corpus_folder("gpt2"))])
-    assert result.exit_code == 0, result.output
-    yield root
-    patch.undo()
+    with offline(root):
+        write_model(root, LENGTH)
+        write_shards(root, 400, LENGTH)
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +94,7 @@ def test_everything_is_trained_and_scored_on_the_model(trained):
     assert (~fronts).sum() == 9 * 2 * 2
     for key in ("l0", "fvu", "spliced"):
         assert np.isfinite(scores[key]).all(), key
-    assert scores["loss"][0] == pytest.approx(np.log(262), rel=0.1)  # of a random model
+    assert scores["loss"][0] == pytest.approx(np.log(WORDS), rel=0.1)  # of a random model
 
 
 def test_fronts_and_panels_are_read_apart(trained):

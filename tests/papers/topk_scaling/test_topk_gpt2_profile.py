@@ -6,29 +6,23 @@ import math
 
 import numpy as np
 import pytest
-import torch
 import yaml
+from cached_gpt2 import WIDTH, offline, write_model, write_shards
 from full_size import full_size_gpt2
-from tiny_tokenizer import tiny_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
-from typer.testing import CliRunner
+from tiny_tokenizer import WORDS
 
 from papers.topk_scaling import autoencoders, scores
 from papers.topk_scaling.__main__ import EXPERIMENTS
 from papers.topk_scaling.autoencoders import NOISE, SPARSE, plan
 from papers.topk_scaling.contexts import LENGTH, load_split
-from shared.corpus import shards
-from shared.corpus.__main__ import app
 from shared.corpus.build import SPLITS
-from shared.corpus.shards import corpus_folder
-from shared.corpus.tokenizer import END_OF_TEXT, save_tokenizer
+from shared.corpus.tokenizer import END_OF_TEXT
 from shared.experiment import Run
 from shared.files import ROOT
 from shared.language_models.load import load
 from shared.stages import Paper, rounded
 
 PAPER = Paper("topk_scaling", EXPERIMENTS)
-WIDTH, VOCABULARY = 8, 262
 FEWER_LATENTS, FEWER_ACTIVE, FEWER_VECTORS = 64, 16, 256
 SMALL = {
     "scores": {"contexts": 3, "together": 40},
@@ -79,32 +73,12 @@ def configuration(name):
 def root(tmp_path_factory):
     """The hub's cache with a "gpt2", and the token shards of the profile, made by the command."""
     root = tmp_path_factory.mktemp("topk_gpt2_profile")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(shards, "ROOT", root)
-    patch.setattr(autoencoders, "workers", lambda *_: 1)
-    patch.setattr(scores, "WORTH_SPREADING", math.inf)
-    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
-    repository = root / "hub" / "models--gpt2"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    save_tokenizer(tiny_tokenizer(), snapshot / "tokenizer.json")
-    shape = {"n_embd": WIDTH, "n_head": 2, "n_layer": 12, "n_positions": 2 * LENGTH}
-    ends = {"bos_token_id": VOCABULARY - 1, "eos_token_id": VOCABULARY - 1}
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **shape, **ends)).save_pretrained(snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    random = np.random.default_rng(0)
-    words = ["a", "cat", "and", "dog", "sat,", "ran."]
-    (root / "text").mkdir()
-    (root / "text" / "rows.jsonl").write_text(
-        "".join(json.dumps({"text": " ".join(random.choice(words, 12))}) + "\n" for _ in range(500))
-    )
-    command = ["shards", str(root / "text"), "--tokenizer", "gpt2", "--length", str(2 * LENGTH)]
-    result = CliRunner().invoke(app, [*command, "--into", str(corpus_folder("gpt2"))])
-    assert result.exit_code == 0, result.output
-    yield root
-    patch.undo()
+    with offline(root) as patch:
+        patch.setattr(autoencoders, "workers", lambda *_: 1)
+        patch.setattr(scores, "WORTH_SPREADING", math.inf)
+        write_model(root, 2 * LENGTH)
+        write_shards(root, 500, 2 * LENGTH)
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +94,7 @@ def trained(root):
 
 def test_the_text_is_the_models_own_in_short_contexts(root):
     end = load("gpt2").tokenizer.token_to_id(END_OF_TEXT)
-    assert end == VOCABULARY - 1
+    assert end == WORDS - 1
     for split in SPLITS:
         tokens = load_split(root / "gpt2", split).tokens
         assert tokens.shape[1] == LENGTH
@@ -141,7 +115,7 @@ def test_everything_is_trained_and_scored_at_the_sites_of_the_profile(trained):
         assert np.isfinite(table[key]).all(), key
     for key in ("l0", "nmse", "spliced", "kl"):
         assert np.isfinite(scored[key]).all(), key
-    assert scored["loss"][0] == pytest.approx(math.log(VOCABULARY), rel=0.1)  # of a random model
+    assert scored["loss"][0] == pytest.approx(math.log(WORDS), rel=0.1)  # of a random model
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what so small a run has none of

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cached_gpt2 import offline, write_model, write_shards
 from full_size import full_size_gpt2
-from tiny_tokenizer import tiny_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
-from typer.testing import CliRunner
+from tiny_tokenizer import WORDS, tiny_tokenizer
 
 from papers.towards_monosemanticity import dictionaries, firings
 from papers.towards_monosemanticity.__main__ import EXPERIMENTS
@@ -25,12 +24,11 @@ from papers.towards_monosemanticity.logit_weights import logit_weights
 from papers.towards_monosemanticity.loss_recovered import mean_neuron
 from shared.activations.sites import Site, read, replaced_logits
 from shared.corpus import shards
-from shared.corpus.__main__ import app
 from shared.corpus.build import SPLITS
 from shared.corpus.documents import LABELS
 from shared.corpus.shards import corpus_folder
 from shared.corpus.slices import WRITERS
-from shared.corpus.tokenizer import END_OF_TEXT, save_tokenizer
+from shared.corpus.tokenizer import END_OF_TEXT
 from shared.errors import UserError
 from shared.experiment import Run
 from shared.files import ROOT, write_json
@@ -38,7 +36,7 @@ from shared.stages import Paper, rounded
 
 PAPER = Paper("towards_monosemanticity", EXPERIMENTS)
 RUN = tuple(name for name in EXPERIMENTS if name != "splitting")
-LENGTH, WIDTH, NEURONS, WORDS = 32, 8, 32, 262
+LENGTH, NEURONS = 32, 32
 SMALL = {
     "dictionaries": {"steps": 40, "batch": 32, "resample_inputs": 64},
     "language_models": {"contexts": 4},
@@ -67,20 +65,6 @@ def configuration(name):
     return experiment(name).config(**block)
 
 
-def in_cache(hub, name):
-    """The folder of a model's files in the hub's cache."""
-    repository = hub / f"models--{name.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    return repository / "snapshots" / ("0" * 40)
-
-
-def write_model(folder, seed, vocabulary):
-    shape = {"n_embd": WIDTH, "n_head": 2, "n_layer": 12, "n_positions": 2 * LENGTH}
-    torch.manual_seed(seed)
-    GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape)).save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """The hub's cache with both models, and the token shards of the profile, with all labels.
@@ -88,25 +72,12 @@ def root(tmp_path_factory):
     The second model has no tokenizer of its own, and more words than the first one's tokenizer.
     """
     root = tmp_path_factory.mktemp("gpt2_profile")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(shards, "ROOT", root)
-    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
-    models = PAPER.config("gpt2", "dictionaries").models
-    write_model(first := in_cache(root / "hub", models.a), 0, WORDS)
-    save_tokenizer(tiny_tokenizer(), first / "tokenizer.json")
-    write_model(in_cache(root / "hub", models.b), 1, WORDS + 8)
-    random = np.random.default_rng(0)
-    words = ["a", "cat", "and", "dog", "sat", "ran"]
-    rows = [json.dumps({"text": " ".join(random.choice(words, 12))}) + "\n" for _ in range(1500)]
-    (root / "text").mkdir()
-    (root / "text" / "rows.jsonl").write_text("".join(rows))
-    command = ["shards", str(root / "text"), "--tokenizer", models.a, "--length", str(LENGTH)]
-    command += ["--planted", "0.02", "--into", str(corpus_folder("gpt2"))]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    yield root
-    patch.undo()
+    other = PAPER.config("gpt2", "dictionaries").models.b
+    with offline(root):
+        write_model(root, 2 * LENGTH)
+        write_model(root, 2 * LENGTH, other, seed=1, words=WORDS + 8, tokenizer=False)
+        write_shards(root, 1500, LENGTH, "--planted", "0.02")
+        yield root
 
 
 @pytest.fixture(scope="module")

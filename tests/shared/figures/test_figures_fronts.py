@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from shared.figures.fronts import Look, draw_curves, floats, plain_ticks
+from shared.figures.fronts import Look, draw_curves, floats, l0_axis, plain_ticks
 from shared.figures.style import PALETTE, use_style
 
 LOOKS = {"a": Look("A", PALETTE[0]), "b": Look("B", PALETTE[1], "s", "--")}
@@ -49,3 +49,23 @@ def test_ticks_are_plain_numbers(panel):
     panel.figure.canvas.draw()
     shown = {label.get_text() for label in panel.get_yticklabels()}
     assert {"0.1", "0.2", "0.5", "1", "2", "5", "10"} <= shown
+
+
+@pytest.mark.parametrize("x", [[], [2, 4]], ids=["no_points", "no_values"])
+def test_a_log_axis_without_data_can_be_drawn(panel, x):
+    panel.plot(x, [np.nan] * len(x))
+    panel.axhline(0)
+    panel.get_xlim()  # settles limits, on a linear scale
+    l0_axis(panel)
+    panel.figure.canvas.draw()
+    assert panel.get_xlim() == (1, 10)
+
+
+def test_limits_of_a_log_axis_are_those_of_its_data(panel):
+    panel.plot([0, 2, 400], [1, 2, 3])
+    assert panel.get_xlim()[0] < 0  # on a linear scale, with its margin
+    l0_axis(panel)
+    panel.figure.canvas.draw()
+    low, high = panel.get_xlim()
+    assert 0 < low < 2
+    assert 400 < high < 1000

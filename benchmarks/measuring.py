@@ -9,13 +9,18 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from benchmarks.peers.protocol import synchronise
 from shared.errors import UserError
 from shared.files import ROOT
+
+Rounds = Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of everyone; default: all.")]
+Short = Annotated[bool, typer.Option(help="Small shapes: try the benchmark itself.")]
 
 
 def compare(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,16 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.measuring import Peer, compare, matmul_rate, parse_peers, say
+from benchmarks.measuring import (
+    Peer,
+    Rounds,
+    Short,
+    Threads,
+    compare,
+    matmul_rate,
+    parse_peers,
+    say,
+)
 from benchmarks.peers.protocol import synchronise
 from benchmarks.peers.sae_protocol import (
     Clock,
@@ -38,7 +46,6 @@ from benchmarks.peers.sae_protocol import (
 from shared.activations.sites import Site, read, width
 from shared.activations.stream import ActivationStream
 from shared.corpus.shards import Contexts, load_contexts
-from shared.errors import UserError
 from shared.files import ROOT, write_json
 from shared.language_models.load import BUNDLED, LanguageModel, load
 from shared.memory import keep_freed_memory
@@ -48,7 +55,7 @@ from shared.saes.batchtopk import BatchTopKConfig
 from shared.saes.gated import GatedConfig
 from shared.saes.standard import StandardConfig
 from shared.saes.topk import TopKConfig
-from shared.stages import device_name, pick_device
+from shared.stages import device_name, guard, pick_device
 from shared.training.engine import Job, train
 
 MODEL = "one_layer_a"
@@ -740,38 +747,34 @@ def main(
         list[str] | None,
         typer.Option(metavar="NAME=PYTHON", help=f"A peer ({', '.join(PACKAGES)}) and its Python."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of everyone; default: all.")] = None,
-    short: Annotated[bool, typer.Option(help="Small shapes: try the benchmark itself.")] = False,
+    rounds: Rounds = 3,
+    threads: Threads = None,
+    short: Short = False,
     corpus: Annotated[Path, typer.Option(help="Shard of tokens that activations are of.")] = CORPUS,
     into: Annotated[Path, typer.Option(help="Where the JSON goes.")] = ROOT
     / "results/benchmarks/sae_training.json",
 ) -> None:
     """Measure the training of sparse autoencoders against peers and the matmul rate."""
-    try:
-        pythons = parse_peers(peer or [], PACKAGES)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        device = pick_device()
-        start = time.monotonic()
-        settings = {k: shortened(s) if short else s for k, s in SETTINGS.items()}
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            processes = {}
-            for package, python in pythons.items():
-                rival = next(rival for rival in RIVALS.values() if rival.package == package)
-                processes[package] = Peer(rival.driver, python, folder / f"{package}.log")
-                stack.callback(processes[package].close)
-            peers = {
-                name: processes[rival.package]
-                for name, rival in RIVALS.items()
-                if rival.package in processes
-            }
-            bench = Bench(device, folder, peers, rounds)
-            results = measure(bench, corpus, settings, buffers=1 if short else 4)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    pythons = parse_peers(peer or [], PACKAGES)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = pick_device()
+    start = time.monotonic()
+    settings = {k: shortened(s) if short else s for k, s in SETTINGS.items()}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        processes = {}
+        for package, python in pythons.items():
+            rival = next(rival for rival in RIVALS.values() if rival.package == package)
+            processes[package] = Peer(rival.driver, python, folder / f"{package}.log")
+            stack.callback(processes[package].close)
+        peers = {
+            name: processes[rival.package]
+            for name, rival in RIVALS.items()
+            if rival.package in processes
+        }
+        bench = Bench(device, folder, peers, rounds)
+        results = measure(bench, corpus, settings, buffers=1 if short else 4)
     params = {
         "rounds": rounds,
         "short": short,
@@ -796,4 +799,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    guard(lambda: typer.run(main))

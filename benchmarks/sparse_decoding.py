@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,16 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.measuring import Peer, compare, matmul_rate, parse_peers, say
+from benchmarks.measuring import (
+    Peer,
+    Rounds,
+    Short,
+    Threads,
+    compare,
+    matmul_rate,
+    parse_peers,
+    say,
+)
 from benchmarks.peers.decoding_protocol import Products, Request, Work, timed
 from shared.errors import UserError
 from shared.files import ROOT, write_json
@@ -36,7 +44,7 @@ from shared.saes.codes import Codes, DenseCodes, codes_at
 from shared.saes.selection import top_k
 from shared.saes.topk import TopKConfig
 from shared.saes.unit_decoder import random_directions
-from shared.stages import device_name, pick_device
+from shared.stages import device_name, guard, pick_device
 from shared.training.adam import Adam
 
 OURS = "this repository"
@@ -393,35 +401,31 @@ def main(
         list[str] | None,
         typer.Option(metavar="NAME=PYTHON", help=f"A peer ({', '.join(DRIVERS)}) and its Python."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of everyone; default: all.")] = None,
-    short: Annotated[bool, typer.Option(help="Small shapes: try the benchmark itself.")] = False,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    short: Short = False,
     into: Annotated[Path, typer.Option(help="Where the JSON goes.")] = ROOT
     / "results/benchmarks/sparse_decoding.json",
 ) -> None:
     """Measure decoding and gradients from the active features alone."""
-    try:
-        pythons = parse_peers(peer or [], DRIVERS)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        device = pick_device()
-        start = time.monotonic()
-        settings = {k: shortened(s) if short else s for k, s in SETTINGS.items()}
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            peers = {}
-            for name, python in pythons.items():
-                peers[name] = Peer(DRIVERS[name], python, folder / f"{name}.log")
-                stack.callback(peers[name].close)
-            bench = Bench(device, folder, peers, rounds)
-            parts = {"decoding": decoding_of, "step": step_of, "crossover": crossover_of}
-            results = {
-                part: {key: measure(bench, setting) for key, setting in settings.items()}
-                for part, measure in parts.items()
-            }
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    pythons = parse_peers(peer or [], DRIVERS)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = pick_device()
+    start = time.monotonic()
+    settings = {k: shortened(s) if short else s for k, s in SETTINGS.items()}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        peers = {}
+        for name, python in pythons.items():
+            peers[name] = Peer(DRIVERS[name], python, folder / f"{name}.log")
+            stack.callback(peers[name].close)
+        bench = Bench(device, folder, peers, rounds)
+        parts = {"decoding": decoding_of, "step": step_of, "crossover": crossover_of}
+        results = {
+            part: {key: measure(bench, setting) for key, setting in settings.items()}
+            for part, measure in parts.items()
+        }
     record = run_record(
         params={"rounds": rounds, "short": short, "threads": torch.get_num_threads()},
         seed=SEED,
@@ -434,4 +438,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    guard(lambda: typer.run(main))

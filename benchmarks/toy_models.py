@@ -24,7 +24,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.measuring import compare, matmul_rate, parse_peers
+from benchmarks.measuring import Rounds, Threads, compare, matmul_rate, parse_peers
 from benchmarks.peers.protocol import WARM_UP, Task, synchronise
 from papers.toy_superposition.inputs import SparseUniform
 from papers.toy_superposition.models import Architecture, ToyModels, create
@@ -32,7 +32,7 @@ from papers.toy_superposition.training import Recipe, generator, score, train
 from shared.errors import UserError
 from shared.files import ROOT, write_json
 from shared.provenance import run_record
-from shared.stages import device_name, pick_device
+from shared.stages import device_name, guard, pick_device
 
 DRIVERS = {"tms-kit": "benchmarks.peers.tms_kit", "occhio": "benchmarks.peers.occhio"}
 LOOP = "loop"
@@ -264,25 +264,21 @@ def main(
         list[str] | None,
         typer.Option(metavar="NAME=PYTHON", help=f"A peer ({', '.join(DRIVERS)}) and its Python."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternations; the median counts.")] = 5,
+    rounds: Rounds = 5,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 100,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of everyone; default: all.")] = None,
+    threads: Threads = None,
     into: Annotated[Path, typer.Option(help="Where the JSON goes.")] = ROOT
     / "results/benchmarks/toy_models.json",
 ) -> None:
     """Measure training of toy models against a loop, peers and the matmul rate."""
-    try:
-        peers = parse_peers(peer or [], DRIVERS)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        device = pick_device()
-        start = time.monotonic()
-        tasks = {
-            key: measure(setting, peers, steps, rounds, device) for key, setting in SETTINGS.items()
-        }
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    peers = parse_peers(peer or [], DRIVERS)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = pick_device()
+    start = time.monotonic()
+    tasks = {
+        key: measure(setting, peers, steps, rounds, device) for key, setting in SETTINGS.items()
+    }
     params = {"rounds": rounds, "steps": steps, "threads": torch.get_num_threads(), "lr": LR}
     record = run_record(
         params=params,
@@ -295,4 +291,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    guard(lambda: typer.run(main))

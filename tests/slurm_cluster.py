@@ -115,6 +115,11 @@ def process(job: str) -> psutil.Process:
     sys.exit(f"job {job} has no process")
 
 
+def heed_ctrl_c() -> None:
+    """Take what Ctrl-C sends; processes that a shell starts in the background would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Sweep:
     """The sweep as a person runs it, into a folder of its own."""
 
@@ -130,7 +135,7 @@ class Sweep:
     def start(self) -> subprocess.Popen[bytes]:
         """Give the command."""
         print("$ sae", *self.command[3:], flush=True)
-        return subprocess.Popen(self.command)
+        return subprocess.Popen(self.command, preexec_fn=heed_ctrl_c)
 
     def finish(self, process: subprocess.Popen[bytes], code: int) -> list[str]:
         """Wait for a command, and return the statuses. Exits unless it ends with this code."""

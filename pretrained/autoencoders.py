@@ -68,6 +68,8 @@ class Parameters(Config):
     latents: int = Field(ge=1)
     seeds: int = Field(ge=1)
     lr: float = Field(gt=0)
+    ema: float = Field(gt=0, lt=1)
+    """Share of an average of the weights that a step keeps; the last ones swing."""
     methods: dict[Method, tuple[float, ...]]
     """The penalties of each: k, or λ."""
     resample_inputs: int = Field(ge=1)
@@ -100,17 +102,18 @@ def plan(config: Parameters, d_in: int) -> list[Planned]:
         return kind(d_in=d_in, d_sae=d_sae, seed=seed, l1=penalty)
 
     def job(method: Method, number: int, penalty: float, seed: int) -> Job:
-        name = f"{method}_{number}_s{seed}"
-        if method == "topk":
-            return Job(name=name, sae=sae(method, penalty, seed), lr=config.lr, resampling=None)
-        return Job(
-            name=name,
+        common = Job(
+            name=f"{method}_{number}_s{seed}",
             sae=sae(method, penalty, seed),
             lr=config.lr,
-            betas=(0.0, 0.999),
-            lr_warmup=LR_WARMUP,
-            resampling=Resampling(inputs=config.resample_inputs),
+            ema=config.ema,
+            resampling=None,
         )
+        if method == "topk":
+            return common
+        recipe = {"betas": (0.0, 0.999), "lr_warmup": LR_WARMUP}
+        again = Resampling(inputs=config.resample_inputs)
+        return common.model_copy(update={**recipe, "resampling": again})
 
     return [
         Planned(method, penalty, job(method, number, penalty, seed))

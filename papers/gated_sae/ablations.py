@@ -46,6 +46,7 @@ PATH = {
     "betas": "Adam's β",
     "lr_warmup": "lr warm-up",
     "penalty_warmup": "λ warm-up",
+    "ema": "average",
 }
 """From SAELens' class to ours without a frozen decoder: what each step changes besides the last."""
 

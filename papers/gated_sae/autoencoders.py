@@ -84,6 +84,7 @@ def plan_rescaled(frozen: Sequence[Planned], config: Parameters, folder: Path) -
                 site=one.job.site,
                 lr=config.rescaled_lr,
                 betas=BETAS,
+                ema=config.ema,
                 resampling=None,
             ),
         )

@@ -54,6 +54,8 @@ class Training(Config):
     batch: int = Field(ge=1)
     resample_inputs: int = Field(ge=1)
     """Inputs on which a resampling looks for large losses (Towards Monosemanticity: 819,200)."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Share of an average of the weights that a step keeps, for where the last ones swing."""
     methods: dict[str, Method]
 
 
@@ -130,6 +132,7 @@ def plan(
                 betas=(0.9, 0.999) if method == "topk" else BETAS,
                 lr_warmup=0 if method == "topk" else LR_WARMUP,
                 penalty_warmup=PENALTY_WARMUP if method == "jumprelu" else 0,
+                ema=training.ema,
                 resampling=None
                 if method in UNRESAMPLED
                 else Resampling(inputs=training.resample_inputs),

@@ -160,6 +160,7 @@ def variants(ours: Job) -> dict[str, Job]:
             "betas": (0.9, 0.999),
             "lr_warmup": 0.0,
             "penalty_warmup": 0.0,
+            "ema": None,
             "resampling": None,
         }
     )
@@ -172,6 +173,7 @@ def variants(ours: Job) -> dict[str, Job]:
         "betas": ours.betas,
         "lr_warmup": ours.lr_warmup,
         "penalty_warmup": ours.penalty_warmup,
+        "ema": ours.ema,
     }.items():
         if change in SaeLensGatedConfig.model_fields:
             sae = sae.model_copy(update={change: value})

@@ -32,6 +32,7 @@ CONFIG = Parameters(
     latents=40,
     seeds=2,
     lr=0.01,
+    ema=0.5,
     methods={"topk": (4,), "gated": (0.01,), "baseline": (0.01, 0.05)},
     resample_inputs=64,
     counted=6,

@@ -23,7 +23,7 @@ from shared.saes.weights import save_sae
 
 LENGTH, CONTEXTS = 32, 40
 SHAPE = {"d_model": 16, "d_mlp": 32, "heads": 2, "steps": 1, "seed": 0}
-COMMON = {"latents": 16, "batch": 16, "resample_inputs": 64}
+COMMON = {"latents": 16, "batch": 16, "resample_inputs": 64, "ema": 0.7}
 METHODS = {
     method: Method(lr=0.01, penalties=(3, 5) if method == "topk" else (0.001, 0.01))
     for method in KINDS
@@ -111,6 +111,7 @@ def test_a_front_is_planned_as_appendix_d_has_it():
             assert one.job.sae.d_sae == 16 * (WIDER if method == "baseline" else 1)
             assert one.job.betas == (BETAS if method != "topk" else (0.9, 0.999))
             assert (one.job.resampling is None) == (method in ("jumprelu", "topk"))
+            assert one.job.ema == 0.7
     scaled = plan("gated", training, Site("mlp_out", 1), 32, seed=0, scale=10.0)[1]
     assert scaled.job.sae.l1 == pytest.approx(0.1)
     assert scaled.penalty == 0.01

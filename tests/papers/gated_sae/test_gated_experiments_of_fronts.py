@@ -166,7 +166,8 @@ def test_the_path_knows_every_step_that_is_trained():
     from shared.training.engine import Job
 
     sae = GatedConfig(d_in=4, d_sae=8, l1=0.1, seed=0, frozen_aux=False)
-    ours = Job(name="x", sae=sae, lr=1e-3, betas=(0.0, 0.999), lr_warmup=0.1, penalty_warmup=0.1)
+    warmups = {"lr_warmup": 0.1, "penalty_warmup": 0.1}
+    ours = Job(name="x", sae=sae, lr=1e-3, betas=(0.0, 0.999), ema=0.9, **warmups)
     trained = [name.removeprefix("sae_lens_") for name in variants(ours)]
     assert trained == [step for step in ablations.PATH if step in trained]
 

@@ -141,7 +141,7 @@ def test_the_last_variant_is_our_unfrozen_gated():
 def test_the_last_variant_trains_as_our_unfrozen_gated():
     """From the same draw of the first weights."""
     gated = GatedConfig(d_in=D_IN, d_sae=D_SAE, l1=L1, seed=3, frozen_aux=False)
-    ours = job(sae=gated, betas=(0.0, 0.999), lr_warmup=0.2, penalty_warmup=0.3)
+    ours = job(sae=gated, betas=(0.0, 0.999), lr_warmup=0.2, penalty_warmup=0.3, ema=0.5)
     last = list(variants(ours).values())[-1]
     trained = train([ours, last], batches, 20, precision="float32")
     theirs = trained[last.name].sae.parameters
@@ -151,7 +151,8 @@ def test_the_last_variant_trains_as_our_unfrozen_gated():
 
 def test_every_variant_changes_one_thing():
     gated = GatedConfig(d_in=D_IN, d_sae=D_SAE, l1=L1, seed=3, frozen_aux=False)
-    ours = job(sae=gated, site="neurons", betas=(0.0, 0.999), lr_warmup=0.1, dead_window=0.2)
+    ours = job(sae=gated, site="neurons", betas=(0.0, 0.999), lr_warmup=0.1, ema=0.9)
+    ours = ours.model_copy(update={"dead_window": 0.2})
     found = variants(ours)
     assert next(iter(found)) == "sae_lens_gated"
     assert found["sae_lens_gated"].sae == config(seed=3)
@@ -165,7 +166,7 @@ def test_every_variant_changes_one_thing():
     for before, after, name in zip(flat, flat[1:], list(found)[1:], strict=False):
         assert [key for key in after if after[key] != before[key]] == [name[len("sae_lens_") :]]
     last = list(found.values())[-1]
-    assert (last.betas, last.lr_warmup) == (ours.betas, ours.lr_warmup)
+    assert (last.betas, last.lr_warmup, last.ema) == (ours.betas, ours.lr_warmup, ours.ema)
 
 
 def test_saelens_loads_the_export(tmp_path):

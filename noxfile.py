@@ -128,7 +128,7 @@ def newest(session: nox.Session) -> None:
     Only torch keeps the version of the lock, for its size. Arguments go to pytest.
     """
     torch = next(pin for pin in lock() if pin.startswith("torch=="))
-    session.install("-e", ".[repro,tests,cluster]", torch)
+    session.install("-e", ".[repro,tests,cluster,smollm2]", torch)
     frozen = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
     locked = {name(pin): pin for pin in lock()}
     pins = str(frozen).splitlines()
